@@ -1,0 +1,110 @@
+"""Regularised optimal transport: arrays in, arrays out.
+
+NumPy arrays run Numba-compiled loops, CuPy arrays run CUDA kernels, and any other array-API array runs the
+plain reference code. Every gradient is analytic. The names below are loaded on first use, so ``import
+ot_numba`` costs milliseconds and imports neither Numba, nor SciPy, nor CuPy.
+
+Examples
+--------
+>>> import ot_numba
+>>> "solve" in dir(ot_numba)
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
+    from ot_numba.arrays import (
+        ConvergenceError as ConvergenceError,
+        ConvergenceWarning as ConvergenceWarning,
+        get_num_threads as get_num_threads,
+        set_num_threads as set_num_threads,
+        show_config as show_config,
+        warmup as warmup,
+    )
+    from ot_numba.costs import (
+        Cost as Cost,
+        CostMatrix as CostMatrix,
+        Grid as Grid,
+        PointCloud as PointCloud,
+        as_cost as as_cost,
+        cost_scale as cost_scale,
+        suggest_reg as suggest_reg,
+    )
+    from ot_numba.transport import (
+        TransportResult as TransportResult,
+        color_transfer as color_transfer,
+        dual_hessian_vector as dual_hessian_vector,
+        dual_value_and_grad as dual_value_and_grad,
+        marginal_error as marginal_error,
+        plan_vjp as plan_vjp,
+        round_plan as round_plan,
+        semidual_hessian_vector as semidual_hessian_vector,
+        semidual_stochastic as semidual_stochastic,
+        semidual_value_and_grad as semidual_value_and_grad,
+        sinkhorn as sinkhorn,
+        sinkhorn_divergence as sinkhorn_divergence,
+        solve as solve,
+        transport_gradients as transport_gradients,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "arrays": (
+        "ConvergenceError",
+        "ConvergenceWarning",
+        "get_num_threads",
+        "set_num_threads",
+        "show_config",
+        "warmup",
+    ),
+    "costs": (
+        "Cost",
+        "CostMatrix",
+        "Grid",
+        "PointCloud",
+        "as_cost",
+        "cost_scale",
+        "suggest_reg",
+    ),
+    "transport": (
+        "TransportResult",
+        "color_transfer",
+        "dual_hessian_vector",
+        "dual_value_and_grad",
+        "marginal_error",
+        "plan_vjp",
+        "round_plan",
+        "semidual_hessian_vector",
+        "semidual_stochastic",
+        "semidual_value_and_grad",
+        "sinkhorn",
+        "sinkhorn_divergence",
+        "solve",
+        "transport_gradients",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBPACKAGES = ("arrays", "costs", "kernels", "optimize", "transport")
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a subpackage, the first time it is asked for (PEP 562)."""
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return what the module offers, loaded or not."""
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

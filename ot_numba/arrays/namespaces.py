@@ -1,0 +1,154 @@
+"""Which array library and which device the arguments of a function live on."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+_SPARSE_MODULES = ("scipy.sparse", "cupyx.scipy.sparse", "sparse.")
+_ADVICE = {
+    "cupy": "`cupy.asarray(x)` moves an array to the GPU, `cupy.asnumpy(x)` moves it back",
+    "torch": "`torch.asarray(x)` makes a tensor, `x.numpy(force=True)` a NumPy array",
+}
+
+
+def library_name(xp: Any) -> str:
+    """Return the name of the library behind an array-API namespace, compatibility layers taken off."""
+    return xp.__name__.removeprefix("array_api_compat.")
+
+
+def is_numpy(xp: Any) -> bool:
+    """Return whether the namespace `xp` is NumPy, plain or as wrapped by array-api-compat.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> is_numpy(numpy)
+    True
+    """
+    return library_name(xp) == "numpy"
+
+
+def namespace_of(x: Any, name: str | None = None) -> Any:
+    """Return the namespace of one argument; None for a list, a scalar or None, which go with any library."""
+    if type(x) is np.ndarray:
+        return np
+    if x is None or isinstance(x, (numbers.Number, np.generic, list, tuple, range)):
+        return None
+    what = f"{name}: " if name else ""
+    kind = f"{type(x).__module__}.{type(x).__qualname__}"
+    if any(f"{cls.__module__}.".startswith(_SPARSE_MODULES) for cls in type(x).__mro__):
+        raise TypeError(f"{what}sparse arrays ({kind}) are not supported: pass a dense one, e.g. x.toarray()")
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{what}numpy.matrix is not supported: pass numpy.asarray(x)")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{what}masked arrays are not supported: fill or drop the masked entries first")
+    if isinstance(x, np.ndarray):
+        return np
+    if array_api_compat.is_array_api_obj(x):
+        return array_api_compat.array_namespace(x)
+    if hasattr(x, "__array__"):  # pandas, xarray, polars ...: containers of NumPy data
+        return np
+    raise TypeError(f"{what}expected an array or a list of numbers, got {kind}")
+
+
+def mixed_libraries(names: Iterable[str], what: str = "the arguments mix") -> TypeError:
+    """Return the error for arrays of different libraries: it names them and says how to move the data."""
+    found = sorted(set(names))
+    advice = "; ".join(_ADVICE[n] for n in found if n in _ADVICE) or "move all of them to one library"
+    return TypeError(f"{what} arrays of {' and '.join(found)}, and none is moved silently: {advice}")
+
+
+def mixed_devices(devices: Iterable[Any], what: str = "the arguments are") -> TypeError:
+    """Return the error for arrays on different devices."""
+    found = sorted({str(d) for d in devices})
+    return TypeError(f"{what} on different devices, {' and '.join(found)}: move all of them to one first")
+
+
+def array_namespace(*arrays: Any) -> Any:
+    """Return the array-API namespace that the arguments share.
+
+    Lists, tuples, scalars and None say nothing about the library: they count as NumPy only if there is no
+    array. Objects that only offer ``__array__``, such as pandas frames, count as NumPy. For NumPy the
+    namespace is the module ``numpy`` itself, which follows the standard since 2.1; for the others it is that
+    of array-api-compat. Costs about a microsecond for each NumPy array; no data is
+    read.
+
+    Parameters
+    ----------
+    *arrays : array, list, scalar or None
+        The arguments of a function.
+
+    Returns
+    -------
+    module
+        The namespace, ``xp`` by convention.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are of different libraries or on different devices (nothing is moved silently), or if
+        one is a sparse matrix, a masked array, a ``numpy.matrix`` or no array at all.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> array_namespace(numpy.ones(3), [1, 2], None) is numpy
+    True
+    """
+    spaces = [namespace_of(x) for x in arrays]
+    found = [xp for xp in spaces if xp is not None]
+    first = found[0] if found else np
+    if any(xp is not first for xp in found):
+        raise mixed_libraries(library_name(xp) for xp in found)
+    if first is not np:
+        devices = [array_api_compat.device(x) for x, xp in zip(arrays, spaces, strict=True) if xp is not None]
+        if any(d != devices[0] for d in devices):
+            raise mixed_devices(devices)
+    return first
+
+
+def device_of(x: Any) -> Any:
+    """Return the device of an array, as its library names it; ``"cpu"`` for NumPy, lists and scalars.
+
+    Raises
+    ------
+    TypeError
+        If `x` is nothing that `array_namespace` accepts.
+
+    Examples
+    --------
+    >>> device_of([1.0, 2.0])
+    'cpu'
+    """
+    xp = namespace_of(x)
+    return "cpu" if xp is None or xp is np else array_api_compat.device(x)
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Return the data of an array of any library as a NumPy array, copied from its device where it must be.
+
+    Gives the same memory where the library allows it, so treat the result as read-only.
+
+    Raises
+    ------
+    TypeError
+        If `x` is nothing that `array_namespace` accepts.
+
+    Examples
+    --------
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
+    """
+    xp = namespace_of(x)
+    if xp is None or xp is np:
+        return np.asarray(x)
+    if array_api_compat.is_cupy_array(x):
+        return x.get()
+    if array_api_compat.is_torch_array(x):
+        return x.numpy(force=True)
+    return np.from_dlpack(x, device="cpu") if hasattr(x, "__dlpack__") else np.asarray(x)

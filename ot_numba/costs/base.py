@@ -1,0 +1,90 @@
+"""What a solver may ask of a ground cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from ..kernels import CostData, kernels_for
+from .gibbs import TILE_ENTRIES, GibbsKernel
+
+Array = Any
+
+
+class Cost(ABC):
+    """A ground cost ``C_ij`` between n sources and m targets.
+
+    Every solver takes any cost object, or a plain (n, m) array, which it wraps in a `CostMatrix`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n, m)``.
+    dtype : dtype
+        float32 or float64: the precision the solver works in.
+    xp, device
+        Array namespace and device of the data.
+    """
+
+    shape: tuple[int, int]
+    dtype: Any
+    xp: Any
+    device: Any
+    #: whether the kernels evaluate the cost themselves; otherwise they are handed dense tiles of rows
+    direct: bool = True
+    #: whether the transposed cost is as cheap as this one
+    has_transpose: bool = True
+
+    @abstractmethod
+    def data(self, k: float) -> CostData:
+        """The whole of ``k C`` as the kernels see it."""
+
+    @abstractmethod
+    def rows(self, lo: int, hi: int) -> Array:
+        """Dense rows ``lo:hi`` of C."""
+
+    @abstractmethod
+    def subset(self, rows: Array | None, columns: Array | None) -> Cost:
+        """The cost between selected rows and columns (index arrays; None keeps all)."""
+
+    @property
+    @abstractmethod
+    def T(self) -> Cost:  # noqa: N802
+        """The transposed cost."""
+
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """Numbers below and above every finite entry, cheaply; exact for a stored cost."""
+
+    def tile_data(self, lo: int, hi: int, k: float) -> CostData:
+        """``k C`` for a tile of rows, evaluated."""
+        tile = self.rows(lo, hi)
+        return CostData(0, tile, self.xp.empty((1, 1), dtype=self.dtype, device=self.device), k)
+
+    def norms(self) -> tuple[Array | None, Array | None]:
+        """Row and column terms that `data` leaves out of C, to be folded into the potentials (float64)."""
+        return None, None
+
+    def gibbs(self, reg: float) -> GibbsKernel:
+        """The Gibbs kernel ``exp(-C / reg)`` as an operator."""
+        return GibbsKernel(self, reg)
+
+    @property
+    def kernels(self) -> Any:
+        """Kernel backend for the data of this cost."""
+        return kernels_for(self.xp)
+
+    def to_dense(self) -> Array:
+        """The cost as an (n, m) array; O(n m) memory."""
+        return self.rows(0, self.shape[0])
+
+    def apply(self, v: Array) -> Array:
+        """``C @ v`` for v (m,) or (m, p), in float64; O((n + m) p) memory beyond one tile of rows."""
+        xp = self.xp
+        n, m = self.shape
+        v = xp.astype(v, xp.float64)
+        step = max(1, TILE_ENTRIES // m)
+        parts = [
+            xp.astype(self.rows(lo, min(n, lo + step)), xp.float64) @ v for lo in range(0, n, step)
+        ]
+        return xp.concat(parts)

@@ -1,0 +1,82 @@
+"""The kernel contract: every backend offers these functions under these names.
+
+State is kept in base 2.  With potentials F (n,), G (m,) in bits, the plan is
+
+    P_ij = 2**e_ij,    e_ij = F_i + G_j - scale * c(x_i, y_j),
+
+so that no kernel multiplies by log2(e) or adds weights inside a loop.  A cost is handed over as a `CostData`.
+All functions return new arrays unless a row says "in place"; sums are returned in float64 whatever the dtype
+of the state.
+
+==================  ==========================================================================================
+name                what it returns
+==================  ==========================================================================================
+sinkhorn_rows       one row update of F (in place) and, from the same exponentials, the column sums of the
+                    plan after it: ``(row_error, column_sums)``
+sinkhorn_columns    the column update of G (in place) from those sums: ``column_error``
+absorbed_rows       the same row update for a stored kernel K with scalings p (in place), q
+absorbed_columns    the column update of q (in place) from the column sums
+row_logsumexp       ``log2 sum_j 2**(G_j - scale c_ij)`` for a batch of G: (L, m) -> (L, n)
+column_logsumexp    ``log2 sum_i 2**(F_i - scale c_ij)``: (n,) -> (m,)
+marginals           ``(P 1, P' 1, sum_j P_ij e_ij)``
+products            ``(P @ V, P.T @ U)`` in one pass
+plan                P as a dense array (exactly zero below the smallest normal number)
+pairwise_cost       dense costs between points, for a `metric` of this module
+mass_histogram      mass of the entries of P by exponent, for the choice of a truncation threshold
+csr_plan            entries of P with ``e_ij >= row_threshold_i`` as CSR arrays
+row_kth_exponent    k-th largest exponent of every row
+==================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+#: Kinds of cost that the kernels evaluate themselves.
+DENSE, DOT = range(2)
+
+#: Metrics of `pairwise_cost`: ||x - y||_2 ** power, and ||x - y||_1.
+POWER, CITYBLOCK = range(2)
+
+#: Exponent range of `mass_histogram`: bins of 1/4 bit from 2**-HISTOGRAM_BITS to 2**0, lower entries in bin 0.
+HISTOGRAM_BITS = 256
+HISTOGRAM_BINS_PER_BIT = 4
+
+
+class CostData(NamedTuple):
+    """A ground cost as the kernels see it: ``scale * c(x_i, y_j)`` for rows ``i < n`` and columns ``j < m``.
+
+    ======  ===============================  =====================================================
+    kind    x, y                             c
+    ======  ===============================  =====================================================
+    DENSE   x = C (n, m); y unused (1, 1)    C_ij
+    DOT     x (n, d); y (d, m)               -<x_i, y_j> (norms live in the offsets of F and G)
+    ======  ===============================  =====================================================
+    """
+
+    kind: int
+    x: Any
+    y: Any
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns."""
+        return self.x.shape[0], self.x.shape[1] if self.kind == DENSE else self.y.shape[1]
+
+
+KERNELS = (
+    "sinkhorn_rows",
+    "sinkhorn_columns",
+    "absorbed_rows",
+    "absorbed_columns",
+    "row_logsumexp",
+    "column_logsumexp",
+    "marginals",
+    "products",
+    "plan",
+    "pairwise_cost",
+    "mass_histogram",
+    "csr_plan",
+    "row_kth_exponent",
+)

@@ -1,0 +1,358 @@
+"""Compiled loops over the plan ``P_ij = 2**(F_i + G_j - scale c_ij)``.
+
+Every kernel walks blocks ``lo <= block < hi`` of `block_rows` rows; each block writes its own rows and its own
+row of partial column sums, so the bits of a result do not depend on which thread ran which block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .exponents import (
+    ROWS,
+    TILE,
+    add_row,
+    add_rows,
+    fill_exponents,
+    fill_powers,
+    maximum,
+    sum_powers,
+)
+from .jit import helper, kernel
+from .vecmath import exp2_fast, log2
+
+
+@helper
+def update(F, offset, log_ratio, damping, relaxation):
+    """Relaxed and damped potential: damping = rho / (rho + reg), 1 when the marginal is a hard constraint."""
+    return F + relaxation * (offset + damping * (F - offset + log_ratio) - F)
+
+
+@helper
+def marginal_target(potential, weight, offset, damping):
+    """Marginal that the optimality conditions ask for: ``weight * exp(-f / rho)``, or `weight` itself."""
+    if damping == 1.0:
+        return np.float64(weight)
+    return weight * exp2_fast((np.float64(offset) - potential) * (1.0 / damping - 1.0))
+
+
+@kernel
+def sinkhorn_rows(
+    kind, x, y, scale, F, G, a, offset, damping, relaxation, lo, hi, block_rows, columns, errors, buffer
+):
+    """Row update of F, column sums of the updated plan, L1 error of the rows before it."""
+    n = F.shape[0]
+    reach, tiny = (960.0, 1e-289) if F.itemsize == 8 else (96.0, 1e-29)
+    sums = np.empty(ROWS, np.float64)
+    weights = np.zeros(ROWS, F.dtype)
+    relax = np.empty(ROWS, np.float64)
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = 0
+        error = 0.0
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            relax[:] = relaxation
+            for attempt in range(64):
+                fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+                lost = False
+                for q in range(rows):
+                    if attempt == 0:
+                        error += abs(sums[q] - marginal_target(F[i + q], a[i + q], offset[i + q], damping))
+                    if not (sums[q] > tiny and sums[q] < 1.0 / tiny):  # outside the range of exp2: bring it in
+                        F[i + q] += reach if sums[q] < 1.0 else -reach
+                        relax[q] = 1.0
+                        lost = True
+                if not lost:
+                    break
+            for q in range(rows):
+                old = np.float64(F[i + q])
+                ratio = log2(np.float64(a[i + q]) / sums[q])
+                F[i + q] = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
+                weights[q] = exp2_fast(np.float64(F[i + q]) - old)
+            if rows == ROWS:
+                add_rows(column, buffer, weights[0], weights[1], weights[2], weights[3])
+            else:
+                for q in range(rows):
+                    add_row(column, buffer[q], weights[q])
+            i += rows
+        errors[block] = error
+
+
+@kernel
+def sinkhorn_columns(column, b, G, offset, damping, relaxation):
+    """Column update of G from the column sums of the plan; returns their L1 error."""
+    tiny = 1e-289 if G.itemsize == 8 else 1e-29
+    error = 0.0
+    for j in range(G.shape[0]):
+        s = column[j]
+        old = np.float64(G[j])
+        error += abs(s - marginal_target(old, b[j], offset[j], damping))
+        lost = s < tiny  # outside the range of exp2: the next iterations pull the column up
+        ratio = log2(np.float64(b[j]) / (tiny if lost else s))
+        G[j] = update(old, np.float64(offset[j]), ratio, damping, 1.0 if lost else relaxation)
+    return error
+
+
+@kernel
+def sum_blocks(partial, out):
+    """Sum partial column sums (blocks, m) in the order of the blocks."""
+    out[:] = 0
+    for block in range(partial.shape[0]):
+        row = partial[block]
+        for j in range(out.shape[0]):
+            out[j] += row[j]
+
+
+@kernel
+def absorbed_rows(K, p, q, a, relaxation, lo, hi, block_rows, columns, errors):
+    """Row scaling ``p <- p**(1 - relaxation) (a / K q)**relaxation`` and ``K' p`` from one pass over K."""
+    n, m = K.shape
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = 0
+        error = 0.0
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            if rows == ROWS:
+                k0, k1, k2, k3 = K[i], K[i + 1], K[i + 2], K[i + 3]
+                s0 = s1 = s2 = s3 = K.dtype.type(0)
+                for j in range(m):
+                    t = q[j]
+                    s0 += k0[j] * t
+                    s1 += k1[j] * t
+                    s2 += k2[j] * t
+                    s3 += k3[j] * t
+                error += scale_row(p, a, i, s0, relaxation)
+                error += scale_row(p, a, i + 1, s1, relaxation)
+                error += scale_row(p, a, i + 2, s2, relaxation)
+                error += scale_row(p, a, i + 3, s3, relaxation)
+                p0, p1, p2, p3 = p[i], p[i + 1], p[i + 2], p[i + 3]
+                for j in range(m):
+                    column[j] += (p0 * k0[j] + p1 * k1[j]) + (p2 * k2[j] + p3 * k3[j])
+            else:
+                for r in range(i, i + rows):
+                    k0 = K[r]
+                    s0 = K.dtype.type(0)
+                    for j in range(m):
+                        s0 += k0[j] * q[j]
+                    error += scale_row(p, a, r, s0, relaxation)
+                    add_row(column, k0, p[r])
+            i += rows
+        errors[block] = error
+
+
+@helper
+def scale_row(p, a, i, s, relaxation):
+    """Update one scaling; returns the error of its marginal before."""
+    error = abs(np.float64(p[i]) * s - a[i])
+    if relaxation == 1.0:
+        p[i] = a[i] / s
+    else:
+        p[i] *= exp2_fast(relaxation * log2(np.float64(a[i]) / (np.float64(p[i]) * s)))
+    return error
+
+
+@kernel
+def absorbed_columns(column, q, b, relaxation):
+    """Column scaling ``q <- q**(1 - relaxation) (b / K' p)**relaxation``; returns the error before."""
+    error = 0.0
+    for j in range(q.shape[0]):
+        error += scale_row(q, b, j, column[j], relaxation)
+    return error
+
+
+@kernel
+def marginals(kind, x, y, scale, F, G, lo, hi, block_rows, rows_out, entropies, columns, buffer):
+    """Row sums, partial column sums and ``sum_j P_ij e_ij`` of the plan."""
+    n, m = F.shape[0], G.shape[0]
+    lowest = -1022.0 if F.itemsize == 8 else -126.0
+    one = F.dtype.type(1)
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = 0
+        end = min(n, (block + 1) * block_rows)
+        for i in range(block * block_rows, end):
+            row = buffer[0]
+            s = 0.0
+            h = 0.0
+            j0 = 0
+            while j0 < m:
+                j1 = min(m, j0 + TILE)
+                fill_exponents(kind, x, y, scale, i, 1, j0, j1, F, G, buffer)
+                for j in range(j0, j1):
+                    z = row[j]
+                    z = z if z > lowest else F.dtype.type(lowest)
+                    e = exp2_fast(z)
+                    row[j] = e
+                    s += e
+                    h += np.float64(e) * z
+                j0 = j1
+            rows_out[i] = s
+            entropies[i] = h
+            add_row(column, row, one)
+
+
+@kernel
+def products(kind, x, y, scale, F, G, VT, UT, lo, hi, block_rows, PV, PUT, buffer):
+    """``P @ V`` (rows of this block) and partial ``(P.T @ U).T``; V and U come transposed."""
+    n, m = F.shape[0], G.shape[0]
+    sums = np.empty(ROWS, np.float64)
+    for block in range(lo, hi):
+        PUT[block] = 0
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            for q in range(rows):
+                row = buffer[q]
+                for c in range(VT.shape[0]):
+                    v = VT[c]
+                    s = 0.0
+                    for j in range(m):
+                        s += row[j] * v[j]
+                    PV[i + q, c] = s
+                for c in range(UT.shape[0]):
+                    add_row(PUT[block, c], row, UT[c, i + q])
+            i += rows
+
+
+@kernel
+def row_logsumexp(kind, x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
+    """``out[l, i] = log2 sum_j 2**(G[l, j] - scale c_ij)``; -inf where every term is 0."""
+    n, m = out.shape[1], G.shape[1]
+    for block in range(lo, hi):
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            for l in range(G.shape[0]):
+                j0 = 0
+                while j0 < m:
+                    j1 = min(m, j0 + TILE)
+                    fill_exponents(kind, x, y, scale, i, rows, j0, j1, zero, G[l], buffer)
+                    j0 = j1
+                for q in range(rows):
+                    row = buffer[q]
+                    top = maximum(row)
+                    out[l, i + q] = top if np.isinf(top) else top + log2(np.float64(sum_powers(row, top)))
+            i += rows
+
+
+@kernel
+def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buffer):
+    """Partial ``max_i (F_i - scale c_ij)``."""
+    n, m = F.shape[0], zero.shape[0]
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = -np.inf
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            j0 = 0
+            while j0 < m:
+                j1 = min(m, j0 + TILE)
+                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, zero, buffer)
+                for q in range(rows):
+                    row = buffer[q]
+                    for j in range(j0, j1):
+                        column[j] = row[j] if row[j] > column[j] else column[j]
+                j0 = j1
+            i += rows
+
+
+@kernel
+def plan(kind, x, y, scale, F, G, lo, hi, block_rows, floor, out, buffer):
+    """The plan, zero where the exponent is below `floor`."""
+    n, m = out.shape
+    nothing = out.dtype.type(0)
+    for block in range(lo, hi):
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            j0 = 0
+            while j0 < m:
+                j1 = min(m, j0 + TILE)
+                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, G, buffer)
+                for q in range(rows):
+                    row = buffer[q]
+                    target = out[i + q]
+                    for j in range(j0, j1):
+                        e = exp2_fast(row[j])
+                        target[j] = e if row[j] >= floor else nothing
+                j0 = j1
+            i += rows
+
+
+@kernel
+def mass_histogram(kind, x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, histogram, buffer):
+    """Partial mass of the plan by exponent; the last bin holds exponents >= 0, the first everything very small."""
+    n, m = F.shape[0], G.shape[0]
+    last = histogram.shape[1] - 1
+    for block in range(lo, hi):
+        mass = histogram[block]
+        mass[:] = 0
+        end = min(n, (block + 1) * block_rows)
+        for i in range(block * block_rows, end):
+            row = buffer[0]
+            j0 = 0
+            while j0 < m:
+                j1 = min(m, j0 + TILE)
+                fill_exponents(kind, x, y, scale, i, 1, j0, j1, F, G, buffer)
+                for j in range(j0, j1):
+                    z = np.float64(row[j])
+                    position = last + np.floor(min(max(z, -1e6), 0.0) * bins_per_bit)
+                    mass[np.int64(max(position, 0.0))] += exp2_fast(z)
+                j0 = j1
+
+
+@kernel
+def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts, buffer):
+    """Number of exponents >= the row's threshold."""
+    n, m = F.shape[0], G.shape[0]
+    for block in range(lo, hi):
+        end = min(n, (block + 1) * block_rows)
+        for i in range(block * block_rows, end):
+            row = buffer[0]
+            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            limit = thresholds[i]
+            count = 0
+            for j in range(m):
+                count += 1 if row[j] >= limit else 0
+            counts[i] = count
+
+
+@kernel
+def fill_csr(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, indices, data, buffer):
+    """Entries whose exponent reaches the row's threshold, rows in place given by `indptr`."""
+    n, m = F.shape[0], G.shape[0]
+    for block in range(lo, hi):
+        end = min(n, (block + 1) * block_rows)
+        for i in range(block * block_rows, end):
+            row = buffer[0]
+            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            limit = thresholds[i]
+            position, stop = indptr[i], indptr[i + 1]
+            for j in range(m):
+                if row[j] >= limit and position < stop:
+                    indices[position] = j
+                    data[position] = exp2_fast(row[j])
+                    position += 1
+
+
+@kernel
+def row_kth_exponent(kind, x, y, scale, F, G, k, lo, hi, block_rows, out, buffer):
+    """k-th largest exponent of every row."""
+    n, m = F.shape[0], G.shape[0]
+    for block in range(lo, hi):
+        end = min(n, (block + 1) * block_rows)
+        for i in range(block * block_rows, end):
+            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            out[i] = np.partition(buffer[0], m - k)[m - k]

@@ -1,0 +1,47 @@
+import warnings
+from pathlib import Path
+
+import pytest
+
+from ot_numba.arrays import ON_FAIL, ConvergenceError, ConvergenceWarning, report_failure
+
+
+def solver(on_fail):
+    report_failure("residual 0.1", on_fail)
+
+
+def test_warn_points_to_the_caller_of_the_solver():
+    with pytest.warns(ConvergenceWarning, match=r"residual 0\.1") as record:
+        solver("warn")  # the line the warning must point to
+    line = Path(__file__).read_text(encoding="utf-8").splitlines()[record[0].lineno - 1]
+    assert record[0].filename == __file__
+    assert "the line the warning must point to" in line
+
+
+def test_stacklevel_one_is_the_line_of_the_report():
+    with pytest.warns(ConvergenceWarning) as record:
+        report_failure("residual", "warn", stacklevel=1)  # here
+    line = Path(__file__).read_text(encoding="utf-8").splitlines()[record[0].lineno - 1]
+    assert "# here" in line
+
+
+def test_raise():
+    with pytest.raises(ConvergenceError, match=r"residual 0\.1"):
+        solver("raise")
+
+
+def test_ignore():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver("ignore")
+
+
+def test_unknown_word():
+    with pytest.raises(ValueError, match="on_fail must be one of 'warn', 'raise', 'ignore', got 'quiet'"):
+        solver("quiet")
+    assert ON_FAIL == ("warn", "raise", "ignore")
+
+
+def test_families():
+    assert issubclass(ConvergenceWarning, UserWarning)
+    assert issubclass(ConvergenceError, RuntimeError)
