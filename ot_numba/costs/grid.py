@@ -178,7 +178,7 @@ class GridGibbsKernel(GibbsKernel):
             target = target * xp.exp(-dual * (1 / damping - 1) / LOG2E)
         error = float(xp.sum(xp.abs(xp.exp((old + lse) / LOG2E) - target)))
         moved = start + dual + relaxation * (-damping * lse - dual)
-        potential[...] = xp.astype(xp.where(positive, moved, offset), potential.dtype)
+        potential[...] = xp.astype(xp.where(positive, moved, xp.full_like(moved, -math.inf)), potential.dtype)
         return error
 
     def iterate(

@@ -75,23 +75,37 @@ def sinkhorn_columns(
 
 
 def absorbed_rows(
-    K: np.ndarray, p: np.ndarray, q: np.ndarray, a: np.ndarray, relaxation: float = 1.0
+    K: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    a: np.ndarray,
+    base: np.ndarray | None = None,
+    damping: float = 1.0,
+    relaxation: float = 1.0,
 ) -> tuple[float, np.ndarray]:
     """Update the scaling p in place; return the row error before and ``K' p``."""
     n, m = K.shape
     count, rows = _blocks(n, m)
     columns, errors = np.empty((count, m), K.dtype), np.empty(count)
+    base = a if base is None else base
 
     def task(lo: int, hi: int) -> None:
-        plans.absorbed_rows(K, p, q, a, relaxation, lo, hi, rows, columns, errors)
+        plans.absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, rows, columns, errors)
 
     run_blocks(task, count, n * m)
     return float(errors.sum()), _sum_blocks(columns)
 
 
-def absorbed_columns(column_sums: np.ndarray, q: np.ndarray, b: np.ndarray, relaxation: float = 1.0) -> float:
+def absorbed_columns(
+    column_sums: np.ndarray,
+    q: np.ndarray,
+    b: np.ndarray,
+    base: np.ndarray | None = None,
+    damping: float = 1.0,
+    relaxation: float = 1.0,
+) -> float:
     """Update the scaling q in place; return the column error before."""
-    return plans.absorbed_columns(column_sums, q, b, relaxation)
+    return plans.absorbed_columns(column_sums, q, b, b if base is None else base, damping, relaxation)
 
 
 def row_logsumexp(cost: CostData, G: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def sinkhorn_rows(
 ):
     """Row update of F, column sums of the updated plan, L1 error of the rows before it."""
     n = F.shape[0]
-    reach, tiny = (960.0, 1e-289) if F.itemsize == 8 else (96.0, 1e-29)
+    tiny = 1e-289 if F.itemsize == 8 else 1e-29
     sums = np.empty(ROWS, np.float64)
     weights = np.zeros(ROWS, F.dtype)
     relax = np.empty(ROWS, np.float64)
@@ -54,17 +54,20 @@ def sinkhorn_rows(
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            relax[:] = relaxation
-            for attempt in range(64):
+            for attempt in range(2):
                 fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
                 lost = False
                 for q in range(rows):
                     if attempt == 0:
                         error += abs(sums[q] - marginal_target(F[i + q], a[i + q], offset[i + q], damping))
-                    if not (sums[q] > tiny and sums[q] < 1.0 / tiny):  # outside the range of exp2: bring it in
-                        F[i + q] += reach if sums[q] < 1.0 else -reach
-                        relax[q] = 1.0
-                        lost = True
+                        relax[q] = relaxation
+                        if not (sums[q] > tiny and sums[q] < 1.0 / tiny):  # outside the range of exp2
+                            fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
+                            top = maximum(buffer[0])
+                            if np.isfinite(top):
+                                F[i + q] -= top
+                            relax[q] = 1.0
+                            lost = True
                 if not lost:
                     break
             for q in range(rows):
@@ -90,8 +93,8 @@ def sinkhorn_columns(column, b, G, offset, damping, relaxation):
         s = column[j]
         old = np.float64(G[j])
         error += abs(s - marginal_target(old, b[j], offset[j], damping))
-        lost = s < tiny  # outside the range of exp2: the next iterations pull the column up
-        ratio = log2(np.float64(b[j]) / (tiny if lost else s))
+        lost = not (s > tiny and s < 1.0 / tiny)  # outside the range of exp2: the next iterations pull it in
+        ratio = log2(np.float64(b[j]) / (min(max(s, tiny), 1.0 / tiny) if lost else s))
         G[j] = update(old, np.float64(offset[j]), ratio, damping, 1.0 if lost else relaxation)
     return error
 
@@ -106,9 +109,26 @@ def sum_blocks(partial, out):
             out[j] += row[j]
 
 
+@helper
+def scale(p, weights, base, i, s, damping, relaxation):
+    """Update one scaling against ``s = (K q)_i``; returns the error of its marginal before."""
+    old, weight = np.float64(p[i]), np.float64(weights[i])
+    target = weight
+    if damping != 1.0:
+        target *= exp2_fast((log2(np.float64(base[i])) - (1.0 - damping) * log2(old)) / damping)
+    if damping == 1.0 and relaxation == 1.0:
+        p[i] = weight / s
+    else:
+        new = damping * log2(weight / s)
+        if damping != 1.0:
+            new += log2(np.float64(base[i]))
+        p[i] = exp2_fast(relaxation * new + (1.0 - relaxation) * log2(old))
+    return abs(old * s - target)
+
+
 @kernel
-def absorbed_rows(K, p, q, a, relaxation, lo, hi, block_rows, columns, errors):
-    """Row scaling ``p <- p**(1 - relaxation) (a / K q)**relaxation`` and ``K' p`` from one pass over K."""
+def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, columns, errors):
+    """Row scaling ``p <- p**(1 - relaxation) (base (a / K q)**damping)**relaxation``; K' p from the same pass."""
     n, m = K.shape
     for block in range(lo, hi):
         column = columns[block]
@@ -127,42 +147,29 @@ def absorbed_rows(K, p, q, a, relaxation, lo, hi, block_rows, columns, errors):
                     s1 += k1[j] * t
                     s2 += k2[j] * t
                     s3 += k3[j] * t
-                error += scale_row(p, a, i, s0, relaxation)
-                error += scale_row(p, a, i + 1, s1, relaxation)
-                error += scale_row(p, a, i + 2, s2, relaxation)
-                error += scale_row(p, a, i + 3, s3, relaxation)
-                p0, p1, p2, p3 = p[i], p[i + 1], p[i + 2], p[i + 3]
-                for j in range(m):
-                    column[j] += (p0 * k0[j] + p1 * k1[j]) + (p2 * k2[j] + p3 * k3[j])
+                error += scale(p, a, base, i, s0, damping, relaxation)
+                error += scale(p, a, base, i + 1, s1, damping, relaxation)
+                error += scale(p, a, base, i + 2, s2, damping, relaxation)
+                error += scale(p, a, base, i + 3, s3, damping, relaxation)
+                add_rows(column, K[i : i + ROWS], p[i], p[i + 1], p[i + 2], p[i + 3])
             else:
                 for r in range(i, i + rows):
                     k0 = K[r]
                     s0 = K.dtype.type(0)
                     for j in range(m):
                         s0 += k0[j] * q[j]
-                    error += scale_row(p, a, r, s0, relaxation)
+                    error += scale(p, a, base, r, s0, damping, relaxation)
                     add_row(column, k0, p[r])
             i += rows
         errors[block] = error
 
 
-@helper
-def scale_row(p, a, i, s, relaxation):
-    """Update one scaling; returns the error of its marginal before."""
-    error = abs(np.float64(p[i]) * s - a[i])
-    if relaxation == 1.0:
-        p[i] = a[i] / s
-    else:
-        p[i] *= exp2_fast(relaxation * log2(np.float64(a[i]) / (np.float64(p[i]) * s)))
-    return error
-
-
 @kernel
-def absorbed_columns(column, q, b, relaxation):
-    """Column scaling ``q <- q**(1 - relaxation) (b / K' p)**relaxation``; returns the error before."""
+def absorbed_columns(column, q, b, base, damping, relaxation):
+    """Column scaling from ``K' p``, as in `absorbed_rows`; returns the error before."""
     error = 0.0
     for j in range(q.shape[0]):
-        error += scale_row(q, b, j, column[j], relaxation)
+        error += scale(q, b, base, j, column[j], damping, relaxation)
     return error
 
 

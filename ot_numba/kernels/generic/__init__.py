@@ -1,7 +1,7 @@
 """Reference backend: the kernel contract in plain array-API code, the oracle of the tests and the fallback.
 
-Works on blocks of rows, so that no temporary exceeds `BLOCK_ENTRIES` entries.  Where a kernel says "in place" it
-assigns into the array it was given.
+Works on blocks of rows, so that no temporary exceeds `BLOCK_ENTRIES` entries. Where a kernel says "in place"
+it assigns into the array it was given. Sums are taken in float64; exponents above its range count as 1023.
 """
 
 from __future__ import annotations
@@ -10,31 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..contract import CITYBLOCK, DENSE, HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS, CostData
-
-BLOCK_ENTRIES` entries.  Where a kernel says "in place" it
-assigns into the array it was given.
-"""
-
-from __future__ import annotations
-
-import math
-from collections.abc import Iterator
-from typing import Any
-
-from array_api_compat import array_namespace
-
-from ..contract import (
-    CITYBLOCK,
-    DENSE,
-    DOT,
-    EUCLIDEAN,
-    HISTOGRAM_BINS_PER_BIT,
-    HISTOGRAM_BITS,
-    CostData,
-)
 
 BLOCK_ENTRIES = 1 << 22
 Array = Any
@@ -57,32 +35,54 @@ def _exponents(cost: CostData, F: Array, G: Array, lo: int, hi: int) -> Array:
 
 
 def _exp2(xp: Any, z: Array) -> Array:
-    """``2**z`` computed in float64."""
-    return xp.exp(xp.astype(z, xp.float64) * math.log(2))
+    """``2**min(z, 1023)`` in float64."""
+    z = xp.astype(z, xp.float64)
+    return xp.exp(math.log(2) * xp.where(z < 1023, z, xp.full_like(z, 1023)))
+
+
+def _float64_zeros(xp: Any, shape: int | tuple[int, ...], like: Array) -> Array:
+    return xp.zeros(shape, dtype=xp.float64, device=device(like))
+
+
+def _largest(xp: Any, z: Array, axis: int) -> Array:
+    """Largest exponents, 0 where all are -inf; the axis is kept."""
+    top = xp.max(z, axis=axis, keepdims=True)
+    return xp.where(xp.isfinite(top), top, xp.zeros_like(top))
 
 
 def _logsumexp2(xp: Any, z: Array, axis: int) -> Array:
-    top = xp.max(z, axis=axis, keepdims=True)
-    shift = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-    sums = xp.sum(_exp2(xp, z - shift), axis=axis, keepdims=True)
-    return xp.squeeze(xp.where(xp.isfinite(top), shift + xp.log2(sums), top), axis=axis)
+    top = _largest(xp, z, axis)
+    sums = xp.sum(_exp2(xp, z - top), axis=axis, keepdims=True)
+    empty = sums == 0
+    logs = xp.log2(xp.where(empty, xp.ones_like(sums), sums))
+    return xp.squeeze(xp.where(empty, xp.full_like(sums, -math.inf), top + logs), axis=axis)
 
 
 def _target(xp: Any, potential: Array, weights: Array, offset: Array, damping: float) -> Array:
     """Marginal that the optimality conditions ask for: weights * exp(-potential / rho)."""
     weights = xp.astype(weights, xp.float64)
-    return weights if damping == 1 else weights * _exp2(xp, (offset - potential) * (1 / damping - 1))
+    if damping == 1:
+        return weights
+    dual = xp.astype(offset, xp.float64) - xp.astype(potential, xp.float64)
+    return weights * _exp2(xp, dual * (1 / damping - 1))
+
+
+def _tiny(xp: Any, dtype: Any) -> float:
+    """Sums below it, or above its inverse, are at the end of the range of 2**x."""
+    return 1e-289 if dtype == xp.float64 else 1e-29
+
+
+def _error(xp: Any, sums: Array, target: Array) -> float:
+    return float(xp.sum(xp.abs(sums - target)))
 
 
 def _update(
-    xp: Any, potential: Array, sums: Array, weights: Array, offset: Array, damping: float, relaxation: float
-) -> tuple[float, Array]:
-    """Relaxed, damped update of one potential; returns the error of its marginal before and the new potential."""
-    error = float(xp.sum(xp.abs(sums - _target(xp, potential, weights, offset, damping))))
-    ratio = xp.log2(xp.astype(weights, xp.float64) / sums)
-    old = xp.astype(potential, xp.float64)
-    new = old + relaxation * (offset + damping * (old - offset + ratio) - old)
-    return error, xp.astype(new, potential.dtype)
+    xp: Any, old: Array, sums: Array, weights: Array, offset: Array, damping: float, relaxation: Array | float
+) -> Array:
+    """Relaxed and damped potential, float64."""
+    offset = xp.astype(offset, xp.float64)
+    log_ratio = xp.log2(xp.astype(weights, xp.float64)) - xp.log2(sums)
+    return old + relaxation * (offset + damping * (old - offset + log_ratio) - old)
 
 
 def sinkhorn_rows(
@@ -97,21 +97,23 @@ def sinkhorn_rows(
     """Update F in place; return the row error before and the column sums after."""
     xp = array_namespace(F)
     n, m = cost.shape
+    tiny = _tiny(xp, F.dtype)
     error = 0.0
-    column_sums = xp.zeros(m, dtype=xp.float64)
+    column_sums = _float64_zeros(xp, m, F)
     for lo, hi in _row_blocks(n, m):
-        z = _exponents(cost, F, G, lo, hi)
-        sums = xp.exp(_logsumexp2(xp, z, 1) * math.log(2))
-        tiny, huge = sums < 1e-290, sums > 1e290
-        lost = tiny | huge
-        old = F[lo:hi]
-        if bool(xp.any(lost)):
-            top = xp.max(z, axis=1)
-            old = xp.where(lost, old - top, old)
-            sums = xp.where(lost, xp.sum(_exp2(xp, z - top[:, None]), axis=1), sums)
-        block_error, new = _update(xp, old, sums, a[lo:hi], offset[lo:hi], damping, relaxation)
-        error += block_error
-        column_sums += xp.sum(_exp2(xp, z + (new - F[lo:hi])[:, None]), axis=0)
+        z = xp.astype(_exponents(cost, F, G, lo, hi), xp.float64)
+        old = xp.astype(F[lo:hi], xp.float64)
+        sums = xp.sum(_exp2(xp, z), axis=1)
+        error += _error(xp, sums, _target(xp, F[lo:hi], a[lo:hi], offset[lo:hi], damping))
+        lost = (sums < tiny) | (sums > 1 / tiny)
+        relax = xp.where(lost, xp.ones_like(sums), xp.full_like(sums, relaxation))
+        if bool(xp.any(lost)):  # bring the largest exponent to 0
+            top = xp.where(lost, xp.squeeze(_largest(xp, z, 1), axis=1), xp.zeros_like(sums))
+            z, old = z - top[:, None], old - top
+            sums = xp.sum(_exp2(xp, z), axis=1)
+            sums = xp.where(sums > tiny, sums, xp.full_like(sums, tiny))
+        new = xp.astype(_update(xp, old, sums, a[lo:hi], offset[lo:hi], damping, relax), F.dtype)
+        column_sums += xp.sum(_exp2(xp, z + (xp.astype(new, xp.float64) - old)[:, None]), axis=0)
         F[lo:hi] = new
     return error, column_sums
 
@@ -121,30 +123,59 @@ def sinkhorn_columns(
 ) -> float:
     """Update G in place from the column sums of the plan; return their error."""
     xp = array_namespace(G)
-    sums = xp.where(column_sums > 1e-290, column_sums, xp.full_like(column_sums, 1e-290))
-    error, new = _update(xp, G, sums, b, offset, damping, relaxation)
-    G[...] = new
+    tiny = _tiny(xp, G.dtype)
+    error = _error(xp, column_sums, _target(xp, G, b, offset, damping))
+    sums = xp.clip(column_sums, tiny, 1 / tiny)
+    relax = xp.where(sums == column_sums, xp.full_like(sums, relaxation), xp.ones_like(sums))
+    G[...] = xp.astype(_update(xp, xp.astype(G, xp.float64), sums, b, offset, damping, relax), G.dtype)
     return error
 
 
-def _scale(xp: Any, scaling: Array, products: Array, weights: Array, relaxation: float) -> float:
-    sums = xp.astype(scaling, xp.float64) * products
-    weights = xp.astype(weights, xp.float64)
-    error = float(xp.sum(xp.abs(sums - weights)))
-    scaling[...] = xp.astype(scaling * (weights / sums) ** relaxation, scaling.dtype)
-    return error
+def _scale(
+    xp: Any,
+    scaling: Array,
+    products: Array,
+    weights: Array,
+    base: Array | None,
+    damping: float,
+    relaxation: float,
+) -> float:
+    """Update a scaling in place; returns the error of its marginal before."""
+    old, weights = xp.astype(scaling, xp.float64), xp.astype(weights, xp.float64)
+    target, new = weights, weights / products
+    if damping != 1:
+        base = xp.astype(base, xp.float64)
+        target = weights * (base / old ** (1 - damping)) ** (1 / damping)
+        new = base * new**damping
+    scaling[...] = xp.astype(old ** (1 - relaxation) * new**relaxation, scaling.dtype)
+    return _error(xp, old * products, target)
 
 
-def absorbed_rows(K: Array, p: Array, q: Array, a: Array, relaxation: float = 1.0) -> tuple[float, Array]:
+def absorbed_rows(
+    K: Array,
+    p: Array,
+    q: Array,
+    a: Array,
+    base: Array | None = None,
+    damping: float = 1.0,
+    relaxation: float = 1.0,
+) -> tuple[float, Array]:
     """Update the scaling p in place; return the row error before and ``K' p``."""
     xp = array_namespace(K)
-    error = _scale(xp, p, K @ q, a, relaxation)
+    error = _scale(xp, p, xp.astype(K @ q, xp.float64), a, base, damping, relaxation)
     return error, xp.astype(p @ K, xp.float64)
 
 
-def absorbed_columns(column_sums: Array, q: Array, b: Array, relaxation: float = 1.0) -> float:
+def absorbed_columns(
+    column_sums: Array,
+    q: Array,
+    b: Array,
+    base: Array | None = None,
+    damping: float = 1.0,
+    relaxation: float = 1.0,
+) -> float:
     """Update the scaling q in place; return the column error before."""
-    return _scale(array_namespace(q), q, column_sums, b, relaxation)
+    return _scale(array_namespace(q), q, column_sums, b, base, damping, relaxation)
 
 
 def row_logsumexp(cost: CostData, G: Array) -> Array:
@@ -154,7 +185,7 @@ def row_logsumexp(cost: CostData, G: Array) -> Array:
     blocks = []
     for lo, hi in _row_blocks(n, m):
         c = _cost_block(cost, lo, hi)
-        blocks.append(xp.stack([_logsumexp2(xp, G[i, None, :] - c, 1) for i in range(G.shape[0])]))
+        blocks.append(xp.stack([_logsumexp2(xp, G[i, :][None, :] - c, 1) for i in range(G.shape[0])]))
     return xp.astype(xp.concat(blocks, axis=1), G.dtype)
 
 
@@ -171,13 +202,13 @@ def marginals(cost: CostData, F: Array, G: Array) -> tuple[Array, Array, Array]:
     xp = array_namespace(F)
     n, m = cost.shape
     rows, entropies = [], []
-    column_sums = xp.zeros(m, dtype=xp.float64)
+    column_sums = _float64_zeros(xp, m, F)
     for lo, hi in _row_blocks(n, m):
-        z = _exponents(cost, F, G, lo, hi)
+        z = xp.astype(_exponents(cost, F, G, lo, hi), xp.float64)
         P = _exp2(xp, z)
         rows.append(xp.sum(P, axis=1))
         column_sums += xp.sum(P, axis=0)
-        entropies.append(xp.sum(xp.where(P > 0, P * z, xp.zeros_like(P)), axis=1))
+        entropies.append(xp.sum(P * xp.where(P > 0, z, xp.zeros_like(z)), axis=1))
     return xp.concat(rows), column_sums, xp.concat(entropies)
 
 
@@ -188,68 +219,80 @@ def products(
     xp = array_namespace(F)
     n, m = cost.shape
     PV = []
-    PTU = 0
+    PTU = None if U is None else _float64_zeros(xp, (m, U.shape[1]), F)
     for lo, hi in _row_blocks(n, m):
         P = _exp2(xp, _exponents(cost, F, G, lo, hi))
         if V is not None:
             PV.append(P @ xp.astype(V, xp.float64))
         if U is not None:
-            PTU = PTU + P.T @ xp.astype(U[lo:hi, ...], xp.float64)
-    return None if V is None else xp.concat(PV), None if U is None else PTU
+            PTU += P.T @ xp.astype(U[lo:hi, ...], xp.float64)
+    return None if V is None else xp.concat(PV), PTU
+
+
+def _lowest(xp: Any, dtype: Any) -> float:
+    """Exponent of the smallest normal number."""
+    return math.log2(float(xp.finfo(dtype).smallest_normal))
 
 
 def plan(cost: CostData, F: Array, G: Array, floor: float | None = None) -> Array:
     """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
     xp = array_namespace(F)
-    z = _exponents(cost, F, G, 0, cost.shape[0])
-    floor = math.log2(xp.finfo(F.dtype).smallest_normal) if floor is None else floor
-    P = _exp2(xp, z)
-    return xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), F.dtype)
+    floor = _lowest(xp, F.dtype) if floor is None else floor
+    out = xp.empty(cost.shape, dtype=F.dtype, device=device(F))
+    for lo, hi in _row_blocks(*cost.shape):
+        z = _exponents(cost, F, G, lo, hi)
+        P = _exp2(xp, z)
+        out[lo:hi, :] = xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), F.dtype)
+    return out
 
 
 def pairwise_cost(metric: int, x: Array, y: Array, power: float = 1.0) -> Array:
     """Dense cost between the points x (n, d) and y (d, m)."""
     xp = array_namespace(x)
-    out = xp.zeros((x.shape[0], y.shape[1]), dtype=x.dtype)
-    for p in range(x.shape[1]):
-        difference = xp.abs(x[:, p, None] - y[None, p, :])
-        out += difference if metric == CITYBLOCK else difference**2
-    return out if metric == CITYBLOCK else out ** (0.5 * power)
+    n, m = x.shape[0], y.shape[1]
+    out = xp.zeros((n, m), dtype=x.dtype, device=device(x))
+    for lo, hi in _row_blocks(n, m):
+        for p in range(x.shape[1]):
+            difference = xp.abs(x[lo:hi, p][:, None] - y[p, :][None, :])
+            out[lo:hi, :] += difference if metric == CITYBLOCK else difference**2
+        if metric != CITYBLOCK and power != 2:
+            out[lo:hi, :] = out[lo:hi, :] ** (0.5 * power)
+    return out
 
 
 def mass_histogram(cost: CostData, F: Array, G: Array) -> Array:
-    """Mass of the plan's entries by exponent, in bins of ``1 / HISTOGRAM_BINS_PER_BIT`` bit; the last is >= 0."""
+    """Mass of the plan by exponent, in bins of ``1 / HISTOGRAM_BINS_PER_BIT`` bit; the last is >= 0."""
     xp = array_namespace(F)
     n, m = cost.shape
     last = HISTOGRAM_BITS * HISTOGRAM_BINS_PER_BIT
-    mass = xp.zeros(last + 1, dtype=xp.float64)
+    lower_edges = xp.arange(1 - last, 1, dtype=xp.float64, device=device(F)) / HISTOGRAM_BINS_PER_BIT
+    mass = _float64_zeros(xp, last + 1, F)
     for lo, hi in _row_blocks(n, m):
-        z = xp.astype(xp.reshape(_exponents(cost, F, G, lo, hi), (-1,)), xp.float64)
-        z = z[xp.argsort(z)]
-        cumulative = xp.concat([xp.zeros(1, dtype=xp.float64), xp.cumulative_sum(_exp2(xp, z))])
-        bins = last + xp.floor(xp.clip(z, -1e6, 0.0) * HISTOGRAM_BINS_PER_BIT)
-        edges = xp.searchsorted(xp.clip(bins, 0, last), xp.arange(last + 2, dtype=xp.float64))
-        mass += cumulative[edges[1:]] - cumulative[edges[:-1]]
+        z = xp.sort(xp.astype(xp.reshape(_exponents(cost, F, G, lo, hi), (-1,)), xp.float64))
+        sums = xp.cumulative_sum(_exp2(xp, z), include_initial=True)
+        below = xp.take(sums, xp.searchsorted(z, lower_edges))
+        mass += xp.concat([below, sums[-1:]]) - xp.concat([sums[:1], below])
     return mass
 
 
 def csr_plan(
     cost: CostData, F: Array, G: Array, row_thresholds: Array, max_per_row: int | None = None
 ) -> tuple[Array, Array, Array]:
-    """CSR arrays ``(data, indices, indptr)`` of the entries with ``e_ij >= row_thresholds_i``, column order."""
+    """CSR arrays ``(data, indices, indptr)`` of the entries, not subnormal, with ``e_ij >= row_thresholds_i``."""
     xp = array_namespace(F)
     n, m = cost.shape
+    lowest = _lowest(xp, F.dtype)
     data, indices, counts = [], [], []
     for lo, hi in _row_blocks(n, m):
         z = _exponents(cost, F, G, lo, hi)
-        keep = z >= row_thresholds[lo:hi, None]
+        keep = (z >= row_thresholds[lo:hi, None]) & (z >= lowest)
         if max_per_row is not None:
-            keep &= xp.cumulative_sum(xp.astype(keep, xp.int64), axis=1) <= max_per_row
+            keep = keep & (xp.cumulative_sum(xp.astype(keep, xp.int64), axis=1) <= max_per_row)
         counts.append(xp.sum(xp.astype(keep, xp.int64), axis=1))
         flat = xp.reshape(keep, (-1,))
         data.append(xp.astype(_exp2(xp, xp.reshape(z, (-1,))[flat]), F.dtype))
         indices.append(xp.nonzero(flat)[0] % m)
-    indptr = xp.concat([xp.zeros(1, dtype=xp.int64), xp.cumulative_sum(xp.concat(counts))])
+    indptr = xp.cumulative_sum(xp.concat(counts), include_initial=True)
     return xp.concat(data), xp.concat(indices), indptr
 
 

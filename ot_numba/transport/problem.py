@@ -1,0 +1,206 @@
+"""A checked entropic transport problem, and how its potentials, weights and units map to those of the solvers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..arrays.namespaces import array_namespace
+from ..arrays.validation import as_float_array, check_balanced, check_choice, check_real, check_weights
+from ..costs import Cost, GibbsKernel, Grid, as_cost
+
+Array = Any
+REGULARIZERS = ("kl", "entropy")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """min <C, P> + reg R(P) + rho_1 KL(P 1 | a) + rho_2 KL(P' 1 | b); rho = inf is a hard constraint.
+
+    R(P) = KL(P | a b') or sum P (log P - 1).
+    """
+
+    cost: Cost
+    a: Array
+    b: Array
+    reg: float
+    regularizer: str
+    rho: tuple[float, float]
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace of the data."""
+        return self.cost.xp
+
+    @property
+    def balanced(self) -> bool:
+        """Whether both marginals are hard constraints."""
+        return math.isinf(self.rho[0]) and math.isinf(self.rho[1])
+
+    @property
+    def dampings(self) -> tuple[float, float]:
+        """rho / (rho + reg) for each side."""
+        return self.damping(self.reg)
+
+    def damping(self, reg: float) -> tuple[float, float]:
+        """The same at another regularisation."""
+        first, second = (1.0 if math.isinf(rho) else rho / (rho + reg) for rho in self.rho)
+        return first, second
+
+    @cached_property
+    def masses(self) -> tuple[float, float]:
+        """Total weights."""
+        return _total(self.xp, self.a), _total(self.xp, self.b)
+
+    @cached_property
+    def support(self) -> tuple[Array | None, Array | None]:
+        """Indices of the positive weights of each side; None where all are (or the cost handles zeros itself)."""
+        if isinstance(self.cost, Grid):
+            return None, None
+        return _positive(self.xp, self.a), _positive(self.xp, self.b)
+
+    @cached_property
+    def restricted(self) -> Problem:
+        """The problem on the positive weights."""
+        rows, columns = self.support
+        if rows is None and columns is None:
+            return self
+        take = self.xp.take
+        return Problem(
+            self.cost.subset(rows, columns),
+            self.a if rows is None else take(self.a, rows),
+            self.b if columns is None else take(self.b, columns),
+            self.reg,
+            self.regularizer,
+            self.rho,
+        )
+
+    def restrict(self, f: Array, g: Array) -> tuple[Array, Array]:
+        """Potentials on the positive weights."""
+        rows, columns = self.support
+        take = self.xp.take
+        return f if rows is None else take(f, rows), g if columns is None else take(g, columns)
+
+    def extend(self, f: Array, g: Array) -> tuple[Array, Array]:
+        """Potentials everywhere.
+
+        In the KL form those of points without weight are the smoothed c-transforms of the others, else -inf.
+        """
+        rows, columns = self.support
+        xp, inner = self.xp, self.restricted
+        whole_f, whole_g = f, g
+        if rows is not None:
+            missing = xp.nonzero(self.a == 0)[0]
+            others: Any = -math.inf
+            if self.regularizer == "kl":
+                gibbs = self.cost.subset(missing, columns).gibbs(self.reg)
+                others = self.dampings[0] * gibbs.softmin_rows(g, inner.b)
+            whole_f = _scatter(xp, self.a, rows, f, missing, others)
+        if columns is not None:
+            missing = xp.nonzero(self.b == 0)[0]
+            others = -math.inf
+            if self.regularizer == "kl":
+                gibbs = self.cost.subset(rows, missing).gibbs(self.reg)
+                others = self.dampings[1] * gibbs.softmin_columns(f, inner.a)
+            whole_g = _scatter(xp, self.b, columns, g, missing, others)
+        return whole_f, whole_g
+
+    def offsets(self, gibbs: GibbsKernel) -> tuple[Array, Array]:
+        """Potentials f = 0, g = 0 in bits: the logarithms of a, b in the KL form, none in the entropy form."""
+        if self.regularizer == "entropy":
+            return gibbs.row_offset(), gibbs.column_offset()
+        return gibbs.row_offset(self.a), gibbs.column_offset(self.b)
+
+    def to_bits(self, f: Array, g: Array, gibbs: GibbsKernel) -> tuple[Array, Array]:
+        """Potentials in bits, as the kernels take them."""
+        rows, columns = self.offsets(gibbs)
+        return gibbs.fold(f, rows), gibbs.fold(g, columns)
+
+    @property
+    def reference_mass(self) -> float:
+        """Mass of the measure that the regulariser compares the plan with (0: the entropy form has no such term)."""
+        return self.masses[0] * self.masses[1] if self.regularizer == "kl" else 0.0
+
+
+def make_problem(
+    C: Any, a: Any, b: Any, *, reg: Any, regularizer: str = "kl", unbalanced: Any = None
+) -> Problem:
+    """Check the arguments that all entropic solvers share."""
+    cost = as_cost(C)
+    array_namespace(*(v for v in (cost_sample(cost), a, b) if v is not None))
+    n, m = cost.shape
+    reg = check_real(reg, "reg", low=0, low_open=True, high=math.inf, high_open=True)
+    check_choice(regularizer, "regularizer", REGULARIZERS)
+    like = cost_sample(cost)
+    a, b = check_weights(a, "a", n, like=like), check_weights(b, "b", m, like=like)
+    rho = check_unbalanced(unbalanced)
+    problem = Problem(cost, a, b if any(map(math.isfinite, rho)) else check_balanced(a, b), reg, regularizer, rho)
+    _refuse_forbidden(problem)
+    return problem
+
+
+def cost_sample(cost: Cost) -> Array:
+    """An array with the library, device and dtype of the cost."""
+    return cost.xp.empty((0,), dtype=cost.dtype, device=cost.device)
+
+
+def check_unbalanced(unbalanced: Any) -> tuple[float, float]:
+    """Strengths of the marginal penalties, inf for a hard constraint."""
+    if unbalanced is None:
+        return math.inf, math.inf
+    pair = unbalanced if isinstance(unbalanced, (tuple, list)) else (unbalanced, unbalanced)
+    if len(pair) != 2:
+        raise ValueError(f"unbalanced must be a number or a pair of numbers, got {unbalanced!r}")
+    first, second = (
+        math.inf if value is None else check_real(value, "unbalanced", low=0, low_open=True) for value in pair
+    )
+    return first, second
+
+
+def check_potentials(f: Any, g: Any, problem: Problem) -> tuple[Array, Array]:
+    """Potentials from a user, as arrays like the cost's; -inf is allowed where the weight is 0."""
+    like = cost_sample(problem.cost)
+    out = []
+    for name, value, weights in (("f", f, problem.a), ("g", g, problem.b)):
+        array_namespace(like, value)
+        potential = as_float_array(
+            problem.xp.where(weights > 0, value, problem.xp.zeros_like(weights)) if hasattr(value, "shape")
+            and tuple(value.shape) == tuple(weights.shape) else value,
+            name, ndim=1, xp=problem.xp, dtype=problem.cost.dtype, device=problem.cost.device,
+        )  # fmt: skip
+        if potential.shape != weights.shape:
+            raise ValueError(f"{name} must have shape {tuple(weights.shape)}, got {tuple(potential.shape)}")
+        out.append(potential)
+    return out[0], out[1]
+
+
+def _total(xp: Any, weights: Array) -> float:
+    return float(xp.sum(xp.astype(weights, xp.float64)))
+
+
+def _positive(xp: Any, weights: Array) -> Array | None:
+    positive = weights > 0
+    return None if bool(xp.all(positive)) else xp.nonzero(positive)[0]
+
+
+def _scatter(xp: Any, like: Array, kept: Array, values: Array, missing: Array, others: Array) -> Array:
+    out = xp.empty_like(like)
+    out[kept] = values
+    out[missing] = others
+    return out
+
+
+def _refuse_forbidden(problem: Problem) -> None:
+    """Raise if a point with mass has no finite cost to any point with mass."""
+    if getattr(problem.cost, "finite", True):
+        return
+    xp, inner = problem.xp, problem.restricted
+    finite = xp.isfinite(inner.cost.to_dense())
+    for name, axis, original in (("row", 1, problem.support[0]), ("column", 0, problem.support[1])):
+        reachable = xp.any(finite, axis=axis)
+        if not bool(xp.all(reachable)):
+            index = int(xp.argmin(xp.astype(reachable, xp.int64)))
+            index = index if original is None else int(original[index])
+            raise ValueError(f"C has only infinite costs in {name} {index}, whose weight is positive")

@@ -1,0 +1,487 @@
+"""Sinkhorn's algorithm in its stable forms."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..arrays.validation import check_choice, check_int, check_real
+from ..arrays.warnings import ON_FAIL, report_failure
+from ..costs import CostMatrix, Grid
+from .acceleration import Anderson, Relaxation
+from .problem import Problem, check_potentials, make_problem
+from .result import Progress, TransportResult
+from .sweeps import AbsorbedSweep, LogSweep
+
+Array = Any
+METHODS = ("auto", "log", "kernel")
+ONLINE_KERNEL_BYTES = 1 << 28  #: largest kernel that "auto" stores for a cost which is not stored itself
+STAGE_RATIO = 4.0
+STAGE_ITERATIONS = 3
+#: Rounding floor of the marginal error, relative to (range of the cost) / reg; and its smallest value.
+FLOOR = {"float64": (1e-17, 1e-15), "float32": (3e-9, 1.5e-6)}
+
+
+@dataclass
+class State:
+    """What a callback sees.
+
+    Attributes
+    ----------
+    n_iter : int
+        Iterations so far.
+    reg : float
+        Regularisation at work (larger than the target during the schedule).
+    marginal_error : float
+        Residual met in the latest iteration, relative to the mass.
+    potentials : callable
+        ``potentials()`` returns copies of (f, g) at the points with positive weight, in the units of the cost.
+    """
+
+    n_iter: int
+    reg: float
+    marginal_error: float
+    potentials: Callable[[], tuple[Array, Array]]
+
+
+def sinkhorn(
+    C: Any,
+    a: Any = None,
+    b: Any = None,
+    *,
+    reg: float,
+    regularizer: str = "kl",
+    method: str = "auto",
+    unbalanced: float | tuple[float, float] | None = None,
+    reg_schedule: str | Iterable[float] | None = "auto",
+    relaxation: str | float = "auto",
+    anderson: int = 0,
+    tol: float = 1e-6,
+    max_iter: int = 10_000,
+    check_every: int = 10,
+    init: TransportResult | tuple[Any, Any] | None = None,
+    callback: Callable[[State], None] | None = None,
+    progress: bool = False,
+    on_fail: str = "warn",
+) -> TransportResult:
+    r"""Entropic optimal transport by Sinkhorn's algorithm.
+
+    .. math::
+
+        \min_{P \ge 0}\ \langle C, P\rangle + reg\, R(P) \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b,
+
+    with :math:`R(P) = KL(P | a b^\top)` (``regularizer="kl"``) or :math:`\sum_{ij} P_{ij} (\log P_{ij} - 1)`
+    (``"entropy"``; the balanced plan is the same, the potentials and the value differ). With `unbalanced` the constraints
+    become penalties :math:`\rho_1 KL(P 1 | a) + \rho_2 KL(P^\top 1 | b)`.
+
+    Parameters
+    ----------
+    C : Cost or array_like of shape (n, m)
+        Ground cost: an array, or a `PointCloud`, `Grid`, `CostMatrix`. ``inf`` forbids a pair. float32 data are worked
+        on in float32 with sums in float64, everything else in float64.
+    a, b : array_like of shape (n,), (m,), optional
+        Weights >= 0, default uniform with mass 1. In a balanced problem their sums must agree (1e-8 relative; float32
+        1e-5); `b` is then rescaled to the mass of `a`.
+    reg : float
+        Regularisation strength > 0, in the units of the cost; see `suggest_reg`.
+    regularizer : {"kl", "entropy"}
+        Form of R.
+    method : {"auto", "log", "kernel"}
+        ``"log"`` evaluates every exponential in every iteration; nothing of size n x m is stored. ``"kernel"`` stores
+        :math:`\exp((f + g - C)/reg)` with the potentials absorbed, n m numbers, and iterates by scalings; it absorbs
+        again when the scalings grow and takes a step in the log domain if one leaves the range of the dtype. Both are
+        stable at any `reg`. ``"auto"`` takes the kernel if it fits: a quarter of the physical memory beside a stored
+        cost, 256 MB beside a cost that is evaluated on the fly.
+    unbalanced : float or pair of float, optional
+        Strengths :math:`\rho_1, \rho_2 > 0` of the marginal penalties, in the units of the cost; ``inf`` or None in a
+        pair keeps that marginal a constraint. The constant shift of the potentials, the slow mode at large rho, is
+        optimised exactly in every iteration.
+    reg_schedule : "auto", None or sequence of float
+        Decreasing regularisations to pass on the way to `reg`, a few iterations each. ``"auto"``: from a quarter of the
+        range of the cost, by factors of 4; not when there is an `init`.
+    relaxation : "auto" or float
+        Over-relaxation factor in [1, 2); ``"auto"`` estimates the best one from the observed rate.
+    anderson : int
+        Memory of Anderson acceleration (5 to 10 is usual), 0 for none. A step that lowers the dual is undone. Replaces
+        over-relaxation.
+    tol : float
+        On the L1 error of both marginals relative to the mass. Below the rounding floor of the dtype it is raised to
+        the floor, and the message says so.
+    max_iter : int
+        Largest number of iterations, those of the schedule included.
+    check_every : int
+        Iterations between history entries, calls of `callback` and maintenance of an absorbed kernel. The residual
+        comes free with every iteration and is compared with `tol` in each.
+    init : TransportResult or (f, g), optional
+        Potentials to start from, in the units of the cost and the form of `regularizer`.
+    callback : callable, optional
+        ``callback(state)`` with a `State`; may raise StopIteration to end with status ``"stopped"``.
+    progress : bool
+        Whether to show a progress bar (tqdm).
+    on_fail : {"warn", "raise", "ignore"}
+        What to do if `tol` is not reached: `ConvergenceWarning`, `ConvergenceError` or nothing.
+
+    Returns
+    -------
+    TransportResult
+
+    Raises
+    ------
+    ValueError, TypeError
+        For bad input; the message names the argument and the value.
+    ConvergenceError
+        If `tol` is not reached and ``on_fail="raise"``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` is not reached and ``on_fail="warn"``.
+
+    Notes
+    -----
+    Time per iteration: n m exponentials (log), 2 n m multiply-adds (kernel), n d sums for a grid. Memory beyond the
+    input: O(n + m), or n m numbers (kernel).
+
+    References
+    ----------
+    Cuturi, "Sinkhorn distances", NeurIPS 2013. Schmitzer, "Stabilized sparse scaling algorithms for entropy regularized
+    transport problems", SIAM J. Sci. Comput. 41(3), 2019. Séjourné, Vialard, Peyré, "Faster unbalanced optimal
+    transport: translation invariant Sinkhorn and 1-D Frank-Wolfe", AISTATS 2022. `Relaxation` and `Anderson` name
+    theirs.
+
+    Examples
+    --------
+    >>> import numpy as np, ot_numba
+    >>> result = ot_numba.sinkhorn([[0.0, 1.0], [2.0, 0.5]], [0.3, 0.7], [0.6, 0.4], reg=1.0, tol=1e-10)
+    >>> result.converged, round(result.value, 8)
+    (True, 0.96602791)
+    >>> result.plan.round(4).tolist()
+    [[0.2742, 0.0258], [0.3258, 0.3742]]
+    """
+    problem = make_problem(C, a, b, reg=reg, regularizer=regularizer, unbalanced=unbalanced)
+    check_choice(method, "method", METHODS)
+    check_choice(on_fail, "on_fail", ON_FAIL)
+    if relaxation != "auto":
+        relaxation = check_real(relaxation, "relaxation", low=1, high=2, high_open=True)
+    anderson = check_int(anderson, "anderson", low=0)
+    if anderson and relaxation not in ("auto", 1.0):
+        raise ValueError(f"anderson replaces over-relaxation: relaxation must be 'auto' or 1, got {relaxation}")
+    schedule = _schedule(reg_schedule, problem, init is not None)
+    start = _start(init, problem)
+    solver = _Solver(
+        problem,
+        tol=check_real(tol, "tol", low=0),
+        max_iter=check_int(max_iter, "max_iter", low=1),
+        check_every=check_int(check_every, "check_every", low=1),
+        callback=callback,
+        progress=progress,
+    )
+    result = solver.run(schedule, start, method, relaxation, anderson)
+    if not result.converged and result.status != "stopped":
+        report_failure(result.message, on_fail, stacklevel=3)
+    return result
+
+
+def _schedule(reg_schedule: Any, problem: Problem, warm: bool) -> list[float]:
+    """Regularisations before the last one."""
+    reg = problem.reg
+    if reg_schedule is None:
+        return []
+    if isinstance(reg_schedule, str):
+        check_choice(reg_schedule, "reg_schedule", ("auto",))
+        low, high = problem.cost.bounds()
+        first = (high - low) / STAGE_RATIO
+        count = 0 if warm or first <= reg else math.ceil(math.log(first / reg, STAGE_RATIO) - 1e-9)
+        return [first / STAGE_RATIO**i for i in range(count)]
+    stages = [check_real(value, "reg_schedule", low=reg) for value in reg_schedule]
+    if any(later > earlier for earlier, later in zip(stages, stages[1:], strict=False)):
+        raise ValueError(f"reg_schedule must decrease, got {stages}")
+    return [value for value in stages if value > reg]
+
+
+def _start(init: Any, problem: Problem) -> tuple[Array, Array] | None:
+    """Potentials to start from on the positive weights."""
+    if init is None:
+        return None
+    f, g = (init.f, init.g) if isinstance(init, TransportResult) else _pair(init)
+    return problem.restrict(*check_potentials(f, g, problem))
+
+
+def _pair(init: Any) -> tuple[Any, Any]:
+    if not isinstance(init, (tuple, list)) or len(init) != 2:
+        raise TypeError(f"init must be a TransportResult or a pair (f, g), got {type(init).__name__}")
+    return init[0], init[1]
+
+
+class _Solver:
+    """One run: the stages of the schedule, then the iterations at the target."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        tol: float,
+        max_iter: int,
+        check_every: int,
+        callback: Callable[[State], None] | None,
+        progress: bool,
+    ) -> None:
+        self.problem, self.inner = problem, problem.restricted
+        self.max_iter, self.check_every, self.callback = max_iter, check_every, callback
+        low, high = problem.cost.bounds()
+        slope, smallest = FLOOR[str(problem.cost.dtype).rpartition(".")[2]]
+        self.floor = max(smallest, slope * (high - low) / problem.reg)
+        self.asked, self.tol = tol, max(tol, self.floor)
+        self.mass = problem.masses[0] if problem.balanced else max(problem.masses)
+        self.n_iter = 0
+        self.history: list[Progress] = []
+        self.bar = _progress_bar(max_iter) if progress else None
+
+    def run(
+        self,
+        schedule: list[float],
+        start: tuple[Array, Array] | None,
+        method: str,
+        relaxation: str | float,
+        anderson: int,
+    ) -> TransportResult:
+        """Solve, and report."""
+        status, sweep = "stopped", None
+        f, g = start or (self.inner.xp.zeros_like(self.inner.a), self.inner.xp.zeros_like(self.inner.b))
+        try:
+            for reg in [*schedule, self.problem.reg]:
+                last = reg == self.problem.reg
+                absorbed = last and (method == "kernel" or (method == "auto" and self._fits()))
+                kind = AbsorbedSweep if absorbed else LogSweep
+                # only the first potentials can be far off; a cold start at a small reg needs both exact transforms
+                exact = 0 if sweep is not None else 2 if start is None and last else 1
+                sweep = kind(self.inner, self.inner.cost.gibbs(reg), f, g, exact)
+                if last:
+                    status = self._anderson(sweep, anderson) if anderson else self._relaxed(sweep, relaxation)
+                else:
+                    for _ in range(min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
+                        self._tell(sweep, sweep.iterate()[0])
+                    f, g = sweep.potentials()
+        except StopIteration:
+            pass
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+        return self._report(sweep, status)
+
+    def _fits(self) -> bool:
+        """Whether a kernel may be stored."""
+        n, m = self.inner.cost.shape
+        size = n * m * (4 if "float32" in str(self.inner.cost.dtype) else 8)
+        if isinstance(self.inner.cost, CostMatrix):
+            return size <= _physical_memory() // 4
+        return not isinstance(self.inner.cost, Grid) and size <= ONLINE_KERNEL_BYTES
+
+    def _tell(self, sweep: LogSweep, error: float) -> None:
+        """Count one iteration; every `check_every`, record it and let the callback see it."""
+        self.n_iter += 1
+        if self.bar is not None:
+            self.bar.update()
+        if self.n_iter % self.check_every:
+            return
+        reg = sweep.gibbs.reg
+        self.history.append(Progress(self.n_iter, reg, error / self.mass))
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"marginal error {error / self.mass:.1e}")
+        if self.callback is not None:
+            self.callback(State(self.n_iter, reg, error / self.mass, sweep.potentials))
+        sweep.maintain()
+
+    def _relaxed(self, sweep: LogSweep, relaxation: str | float) -> str:
+        """Over-relaxed iterations at the target regularisation; returns the status."""
+        adaptive = Relaxation() if relaxation == "auto" else None
+        watch = _Watch(self)
+        while self.n_iter < self.max_iter:
+            factor = adaptive.factor if adaptive else relaxation
+            row_error, column_error = sweep.iterate(factor)
+            # after a plain column update the columns are exact, and this row error is the whole residual
+            error = row_error if factor == 1 and self.problem.balanced else row_error + column_error
+            self._tell(sweep, error)
+            if adaptive:
+                adaptive.observe(error)
+            status = watch.status(sweep, error, plain=factor == 1)
+            if status:
+                return status
+        return "max_iter"
+
+    def _anderson(self, sweep: LogSweep, memory: int) -> str:
+        """Anderson-accelerated iterations at the target regularisation; returns the status."""
+        acceleration = Anderson(memory)
+        watch = _Watch(self)
+        before = sweep.column_bits
+        after, best = None, -math.inf
+        while self.n_iter < self.max_iter:
+            row_error, column_error = sweep.iterate()
+            # the rows are exact half-way, whatever point the acceleration chose
+            error = column_error if self.problem.balanced else row_error + column_error
+            self._tell(sweep, error)
+            status = watch.status(sweep, error, plain=True)
+            if status:
+                return status
+            merit = sweep.half_step_dual(before) if self.problem.balanced else -error
+            if after is not None and merit < best - 1e-12 * abs(best):
+                acceleration.clear()
+                before, after = after, None
+            else:
+                after, best = sweep.column_bits, merit
+                before = acceleration.propose(before, after)
+            sweep.column_bits = before
+        return "max_iter"
+
+    def settle(self, sweep: LogSweep) -> tuple[Array, Array, Array, Array, float, float]:
+        """Potentials as they will be returned, with the marginals, <C, P> and the residual of their plan."""
+        inner, xp = self.inner, self.inner.xp
+        f, g = sweep.potentials()
+        if inner.balanced:
+            shift = (_dot(xp, f, inner.a) - _dot(xp, g, inner.b)) / (2 * self.mass)
+            f, g = f - shift, g + shift
+        r, c, linear_cost = sweep.gibbs.statistics(*inner.to_bits(f, g, sweep.gibbs))
+        error = 0.0
+        for sums, potential, weights, rho in zip((r, c), (f, g), (inner.a, inner.b), inner.rho, strict=True):
+            target = _times_exp(xp, weights, potential, rho)
+            error += float(xp.sum(xp.abs(sums - target)))
+        return f, g, r, c, linear_cost, error / self.mass
+
+    def _report(self, sweep: LogSweep, status: str) -> TransportResult:
+        """Recompute everything from the potentials that are returned."""
+        problem, inner, xp = self.problem, self.inner, self.inner.xp
+        if sweep.gibbs.reg != problem.reg:  # stopped on the way: potentials carry over in the units of the cost
+            sweep = LogSweep(inner, inner.cost.gibbs(problem.reg), *sweep.potentials(), 0)
+        f, g, r, c, linear_cost, error = self.settle(sweep)
+        excess = problem.reg * (float(xp.sum(r)) - problem.reference_mass)
+        value = _dot(xp, f, r) + _dot(xp, g, c) - excess
+        dual_value = -excess
+        for sums, potential, weights, rho in zip((r, c), (f, g), (inner.a, inner.b), inner.rho, strict=True):
+            if math.isinf(rho):
+                dual_value += _dot(xp, potential, weights)
+            else:
+                target = _times_exp(xp, weights, potential, rho)
+                dual_value -= rho * float(xp.sum(target - weights))
+                value += rho * _relative_entropy(xp, sums, weights)
+        converged = error <= self.tol
+        if status == "converged" and not converged:
+            status = "floor"
+        elif converged:
+            status = "converged"
+        f, g = problem.extend(f, g)
+        return TransportResult(
+            value=value,
+            linear_cost=linear_cost,
+            dual_value=dual_value,
+            f=f,
+            g=g,
+            marginal_error=error,
+            n_iter=self.n_iter,
+            converged=converged,
+            status=status,
+            message=self._message(status, error),
+            history=self.history,
+            problem=problem,
+        )
+
+    def _message(self, status: str, error: float) -> str:
+        reached = f"marginal error {error:.2e} after {self.n_iter} iterations"
+        if self.asked < self.floor:
+            reached += f" (tol={self.asked:g} is below the rounding floor, raised to {self.floor:.1e})"
+        if status == "converged":
+            return f"converged: {reached}, tol={self.tol:.3g}"
+        if status == "stopped":
+            return f"stopped by the callback: {reached}"
+        if status == "floor":
+            return (
+                f"stuck at the rounding floor: {reached}, tol={self.tol:.3g}; the range of the cost is "
+                f"{self.floor_ratio:.1e} times reg: use float64, a larger reg or a larger tol"
+            )
+        return f"not converged: {reached}, tol={self.tol:.3g}; {self._outlook(error)}"
+
+    @property
+    def floor_ratio(self) -> float:
+        """Range of the cost over reg."""
+        low, high = self.problem.cost.bounds()
+        return (high - low) / self.problem.reg
+
+    def _outlook(self, error: float) -> str:
+        """Rate of the last iterations, and what to change."""
+        tail = [entry for entry in self.history if entry.reg == self.problem.reg][-5:]
+        advice = "increase max_iter or reg, or try anderson=5"
+        if len(tail) < 2 or not tail[0].marginal_error > tail[-1].marginal_error > 0 or not error > 0:
+            return advice
+        steps = tail[-1].n_iter - tail[0].n_iter
+        rate = (tail[-1].marginal_error / tail[0].marginal_error) ** (1 / steps)
+        more = math.log(self.tol / error) / math.log(rate)
+        return f"the error shrinks by {rate:.5f} per iteration, about {math.ceil(more)} more are needed; {advice}"
+
+
+class _Watch:
+    """Decides when the iterations at the target are over."""
+
+    patience = 100  #: iterations without progress, near the rounding floor
+    attempts = 3  #: times that a residual recomputed from the potentials may contradict the running one
+
+    def __init__(self, solver: _Solver) -> None:
+        self.solver = solver
+        self.best, self.best_at, self.refused = math.inf, 0, 0
+
+    def status(self, sweep: LogSweep, error: float, *, plain: bool) -> str | None:
+        """Status to end with after an iteration that met this error, None to go on."""
+        solver = self.solver
+        error /= solver.mass
+        if error <= solver.tol:
+            if not plain:
+                sweep.iterate()
+                solver.n_iter += 1
+            if solver.settle(sweep)[-1] <= solver.tol:
+                return "converged"
+            self.refused += 1
+            if self.refused == self.attempts:
+                return "floor"
+            sweep.refresh()
+        if error < 0.9 * self.best:
+            self.best, self.best_at = error, solver.n_iter
+        elif solver.n_iter - self.best_at > self.patience and self.best < 1e3 * solver.floor:
+            return "floor"
+        return None
+
+
+def _dot(xp: Any, potential: Array, weights: Array) -> float:
+    """<potential, weights> in float64 with 0 * inf = 0."""
+    product = xp.astype(potential, xp.float64) * xp.astype(weights, xp.float64)
+    return float(xp.sum(xp.where(weights > 0, product, xp.zeros_like(product))))
+
+
+def _times_exp(xp: Any, weights: Array, potential: Array, rho: float) -> Array:
+    """``weights * exp(-potential / rho)``, float64; 0 where the weight is 0."""
+    weights = xp.astype(weights, xp.float64)
+    if math.isinf(rho):
+        return weights
+    exponent = xp.where(weights > 0, -xp.astype(potential, xp.float64) / rho, xp.zeros_like(weights))
+    return weights * xp.exp(exponent)
+
+
+def _relative_entropy(xp: Any, p: Array, q: Array) -> float:
+    """``KL(p | q) = sum p log(p / q) - p + q``; entries with p = 0 or q = 0 count q."""
+    q = xp.astype(q, xp.float64)
+    both = (p > 0) & (q > 0)
+    ratio = xp.where(both, p, xp.ones_like(p)) / xp.where(both, q, xp.ones_like(q))
+    return float(xp.sum(p * xp.log(ratio) - p + q))
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no such names outside POSIX
+        return 1 << 32
+
+
+def _progress_bar(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="sinkhorn", unit="it")

@@ -1,0 +1,187 @@
+"""Sinkhorn iterations on one problem at one regularisation, in the log domain or on an absorbed kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..costs.gibbs import LOG2E, GibbsKernel
+from .problem import Problem
+
+Array = Any
+#: Exponent below which an absorbed kernel is 0: far from what matters, and no product with a scaling is subnormal.
+FLOOR = {"float64": -900.0, "float32": -90.0}
+#: Scalings beyond 2**+-LIMIT are absorbed into the potentials.
+LIMIT = {"float64": 60.0, "float32": 20.0}
+
+
+class LogSweep:
+    """Potentials F, G in bits and the iterations on them; every exponential is evaluated anew."""
+
+    def __init__(self, problem: Problem, gibbs: GibbsKernel, f: Array, g: Array, exact: int) -> None:
+        """Start from f, g, after so many exact half steps (rows, columns), which no potential can make overflow."""
+        self.problem, self.gibbs = problem, gibbs
+        self.offsets = problem.offsets(gibbs)
+        self.damping = problem.damping(gibbs.reg)
+        self.F, self.G = problem.to_bits(f, g, gibbs)
+        if exact >= 1:
+            logs = gibbs.row_offset(problem.a) - gibbs.row_offset()
+            self.F = self._transform(gibbs.row_logsumexp(self.G), logs, 0)
+        if exact == 2:
+            logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
+            self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
+
+    def _transform(self, logsumexp: Array, logs: Array, side: int) -> Array:
+        """Potential that gives its marginal the value that the optimality conditions ask for."""
+        xp, damping = self.gibbs.xp, self.damping[side]
+        positive = xp.isfinite(logs)
+        offset = xp.where(positive, self.offsets[side], xp.zeros_like(logs))
+        bits = offset + damping * (xp.where(positive, logs, xp.zeros_like(logs)) - logsumexp - offset)
+        return xp.where(positive, bits, logs)
+
+    def iterate(self, relaxation: float = 1.0) -> tuple[float, float]:
+        """One iteration; the row error before it and the column error half-way."""
+        errors = self.gibbs.iterate(
+            self.F, self.G, self.problem.a, self.problem.b, self.offsets, self.damping, relaxation
+        )
+        if not self.problem.balanced:
+            t = self.best_shift(self.F, self.G)
+            self.F += t
+            self.G -= t
+        return errors
+
+    def best_shift(self, F: Array, G: Array) -> float:
+        r"""Shift t of (f + t, g - t), in bits, that maximises the unbalanced dual: the slow mode at large rho."""
+        logs = []
+        for bits, offset, weights, rho in zip(
+            (F, G), self.offsets, (self.problem.a, self.problem.b), self.problem.rho, strict=True
+        ):
+            logs.append(self._log_mass(bits, offset, weights, rho))
+        first, second = self.problem.rho
+        harmonic = 1 / (1 / first + 1 / second)
+        return self.gibbs.k * harmonic * (logs[0] - logs[1])
+
+    def _log_mass(self, bits: Array, offset: Array, weights: Array, rho: float) -> float:
+        """``log sum_i a_i exp(-f_i / rho)``."""
+        xp = self.gibbs.xp
+        positive = weights > 0
+        dual = xp.where(positive, xp.astype(bits, xp.float64) - offset, xp.zeros_like(bits)) / self.gibbs.k
+        exponent = -dual / rho
+        exponent = xp.where(positive, exponent, xp.full_like(exponent, -math.inf))
+        top = float(xp.max(exponent))
+        return top + math.log(float(xp.sum(xp.astype(weights, xp.float64) * xp.exp(exponent - top))))
+
+    def bits(self) -> tuple[Array, Array]:
+        """Potentials in bits."""
+        return self.F, self.G
+
+    @property
+    def column_bits(self) -> Array:
+        """Column potential in bits, of which an iteration is a function; a copy."""
+        return self.gibbs.xp.asarray(self.G, copy=True)
+
+    @column_bits.setter
+    def column_bits(self, G: Array) -> None:
+        self.G[...] = G
+
+    def potentials(self) -> tuple[Array, Array]:
+        """Potentials in cost units."""
+        F, G = self.bits()
+        return self.gibbs.unfold(F, self.offsets[0]), self.gibbs.unfold(G, self.offsets[1])
+
+    def half_step_dual(self, G: Array) -> float:
+        """Balanced dual, in bits, at the row potential and a G from which it is the exact half step."""
+        xp = self.gibbs.xp
+        total = 0.0
+        for bits, offset, weights in zip(
+            (self.bits()[0], G), self.offsets, (self.problem.a, self.problem.b), strict=True
+        ):
+            positive = weights > 0
+            dual = xp.where(positive, xp.astype(bits, xp.float64) - offset, xp.zeros_like(bits))
+            total += float(xp.sum(dual * xp.astype(weights, xp.float64)))
+        return total
+
+    def maintain(self) -> None:
+        """Keep the state in the range of the dtype; called every few iterations."""
+
+    def refresh(self) -> None:
+        """Take rounding errors out of the state, as far as it keeps any."""
+
+
+class AbsorbedSweep(LogSweep):
+    """Iterations on the stored kernel ``K = 2**(F_i + G_j - k C_ij)`` with scalings p, q: two multiply-adds per entry."""
+
+    def __init__(self, problem: Problem, gibbs: GibbsKernel, f: Array, g: Array, exact: int) -> None:
+        super().__init__(problem, gibbs, f, g, exact)
+        self.kernels = gibbs.kernels
+        name = str(problem.cost.dtype).rpartition(".")[2]
+        self._floor, self._limit = FLOOR[name], LIMIT[name]
+        super().iterate()  # so that no row or column of the kernel is empty
+        self._absorb()
+
+    def _absorb(self) -> None:
+        xp = self.gibbs.xp
+        self.K = None  # let the old kernel go first
+        self.K = self.gibbs.plan(self.F, self.G, self._floor)
+        self.p, self.q = xp.ones_like(self.F), xp.ones_like(self.G)
+        self._saved = self.p, self.q
+        self._bases = [
+            None if damping == 1 else self._exp2((1 - damping) * (xp.astype(offset, xp.float64) - bits))
+            for damping, offset, bits in zip(self.damping, self.offsets, (self.F, self.G), strict=True)
+        ]
+
+    def _exp2(self, bits: Array) -> Array:
+        xp = self.gibbs.xp
+        return xp.astype(xp.exp(xp.astype(bits, xp.float64) / LOG2E), self.F.dtype)
+
+    def iterate(self, relaxation: float = 1.0) -> tuple[float, float]:
+        """One iteration; the row error before it and the column error half-way."""
+        a, b = self.problem.a, self.problem.b
+        row_error, columns = self.kernels.absorbed_rows(
+            self.K, self.p, self.q, a, self._bases[0], self.damping[0], relaxation
+        )
+        column_error = self.kernels.absorbed_columns(columns, self.q, b, self._bases[1], self.damping[1], relaxation)
+        if not math.isfinite(row_error + column_error):
+            self.p, self.q = self._saved  # a scaling left the range of the dtype: go on from where all was well
+            self._fold_in()
+            row_error, column_error = super().iterate()
+            self._absorb()
+        elif not self.problem.balanced:
+            factor = 2.0 ** self.best_shift(*self.bits())
+            self.p *= factor
+            self.q /= factor
+        return row_error, column_error
+
+    def _fold_in(self) -> None:
+        self.F, self.G = self.bits()
+
+    def bits(self) -> tuple[Array, Array]:
+        """Potentials in bits."""
+        xp = self.gibbs.xp
+        return (
+            xp.astype(self.F + xp.log2(xp.astype(self.p, xp.float64)), self.F.dtype),
+            xp.astype(self.G + xp.log2(xp.astype(self.q, xp.float64)), self.G.dtype),
+        )
+
+    @property
+    def column_bits(self) -> Array:
+        """Column potential in bits, of which an iteration is a function."""
+        return self.bits()[1]
+
+    @column_bits.setter
+    def column_bits(self, G: Array) -> None:
+        self.q[...] = self._exp2(G - self.G)
+
+    def maintain(self) -> None:
+        """Absorb the scalings if they have grown."""
+        xp = self.gibbs.xp
+        extremes = [float(f(v)) for v in (self.p, self.q) for f in (xp.min, xp.max)]
+        if min(extremes) < 2.0**-self._limit or max(extremes) > 2.0**self._limit:
+            self.refresh()
+        else:
+            self._saved = xp.asarray(self.p, copy=True), xp.asarray(self.q, copy=True)
+
+    def refresh(self) -> None:
+        """Absorb the scalings, which evaluates the kernel anew."""
+        self._fold_in()
+        self._absorb()
