@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Array = Any
 LOG2E = math.log2(math.e)
+LOST = {"float64": 1e-289, "float32": 1e-29}  #: column sums below are at the end of the range of 2**x
 TILE_ENTRIES = 1 << 19  #: entries of a cost tile that is evaluated on the fly
 
 
@@ -104,7 +105,39 @@ class GibbsKernel:
             )
             row_error += error
             column_sums = sums if column_sums is None else column_sums + sums
-        return row_error, self.kernels.sinkhorn_columns(column_sums, b, G, offsets[1], damping[1], relaxation)
+        column_error = self.kernels.sinkhorn_columns(column_sums, b, G, offsets[1], damping[1], relaxation)
+        if float(self.xp.min(column_sums)) < LOST[str(self.cost.dtype).rpartition(".")[2]]:
+            self._update_exactly(F, G, b, offsets[1], damping[1], column_sums)
+        return row_error, column_error
+
+    def _update_exactly(
+        self, F: Array, G: Array, b: Array, offset: Array, damping: float, column_sums: Array
+    ) -> None:
+        """Column update, in place, of the columns whose sums are below the range of the kernels."""
+        xp = self.xp
+        lse = xp.astype(self.column_logsumexp(F), xp.float64)
+        lost = (column_sums < LOST[str(self.cost.dtype).rpartition(".")[2]]) & xp.isfinite(lse)
+        offset = xp.astype(offset, xp.float64)
+        bits = offset + damping * (xp.log2(xp.astype(b, xp.float64)) - lse - offset)
+        G[...] = xp.where(lost, xp.astype(bits, G.dtype), G)
+
+    def rows(self, F: Array, G: Array, a: Array, offset: Array, damping: float = 1.0) -> tuple[float, Array]:
+        """The row half of an iteration, in place: the row error before it and the column sums after."""
+        row_error, column_sums = 0.0, None
+        for lo, hi, data in self._tiles():
+            error, sums = self.kernels.sinkhorn_rows(data, F[lo:hi], G, a[lo:hi], offset[lo:hi], damping)
+            row_error += error
+            column_sums = sums if column_sums is None else column_sums + sums
+        return row_error, column_sums
+
+    def pair(self, F: Array, G: Array, v: Array, w: Array) -> tuple[Array, Array]:
+        """``(t, P' (w t))`` for ``t = P v``, float64."""
+        parts, column_sums = [], None
+        for lo, hi, data in self._tiles():
+            t, sums = self.kernels.plan_pair(data, F[lo:hi], G, v, w[lo:hi])
+            parts.append(t)
+            column_sums = sums if column_sums is None else column_sums + sums
+        return (parts[0] if len(parts) == 1 else self.xp.concat(parts)), column_sums
 
     def row_logsumexp(self, G: Array) -> Array:
         """``log2 sum_j 2**(G_j - k C_ij)`` without what the cost folds into F."""
@@ -124,7 +157,9 @@ class GibbsKernel:
         parts = xp.stack(parts)
         top = xp.max(parts, axis=0)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-        return top + xp.log2(xp.sum(xp.exp((parts - top) / LOG2E), axis=0))
+        sums = xp.sum(xp.exp((parts - top) / LOG2E), axis=0)
+        logs = top + xp.log2(xp.where(sums > 0, sums, xp.ones_like(sums)))
+        return xp.where(sums > 0, logs, xp.full_like(logs, -math.inf))
 
     def softmin_rows(self, g: Array, b: Array) -> Array:
         """``f_i = -reg log sum_j b_j exp((g_j - C_ij) / reg)``: the c-transform of g, smoothed."""
@@ -153,8 +188,8 @@ class GibbsKernel:
     def _pair(self, potential: Array, sums: Array) -> float:
         """<potential, sums> in float64 with 0 * inf = 0."""
         xp = self.xp
-        product = xp.astype(potential, xp.float64) * sums
-        return float(xp.sum(xp.where(sums > 0, product, xp.zeros_like(product))))
+        potential = xp.astype(potential, xp.float64)
+        return float(xp.sum(sums * xp.where(xp.isfinite(potential), potential, xp.zeros_like(potential))))
 
     def products(
         self, F: Array, G: Array, V: Array | None = None, U: Array | None = None

@@ -36,8 +36,14 @@ class CostMatrix(Cost):
     Parameters
     ----------
     C : array_like of shape (n, m)
-        Costs, any real numbers in one unit; ``+inf`` forbids a pair. float32 stays float32, everything else
-        becomes float64. Not copied if it is already a C-contiguous float array, never written to.
+        Costs, any real numbers in one unit; ``+inf`` forbids a pair. float32 stays float32, float16 becomes
+        it, everything else becomes float64. Not copied if it is already a C-contiguous float array in native
+        byte order; never written to.
+
+    Attributes
+    ----------
+    C : array of shape (n, m)
+        The costs, to be read only: it may be the array that was passed.
 
     Raises
     ------
@@ -48,7 +54,8 @@ class CostMatrix(Cost):
 
     Notes
     -----
-    A Sinkhorn iteration reads C once: 8 n m bytes of memory traffic in float64.
+    A Sinkhorn iteration reads C once: 8 n m bytes of memory traffic in float64. Construction takes one pass
+    over C (two where it has infinities) and no memory unless C must be converted.
 
     Examples
     --------
@@ -58,6 +65,8 @@ class CostMatrix(Cost):
     (2, 2)
     >>> C.bounds()
     (0.0, 1.0)
+    >>> C.apply([1.0, 2.0]).tolist()
+    [2.0, 1.0]
     """
 
     has_transpose = False
@@ -65,6 +74,9 @@ class CostMatrix(Cost):
     def __init__(self, C: Any) -> None:
         self.xp = array_namespace(C)
         C = as_float_array(C, "C", ndim=2, xp=self.xp, dtype=common_dtype(C), allow_inf=True)
+        self._lowest = float(self.xp.min(C))
+        if math.isinf(self._lowest):
+            raise ValueError("C must have at least one finite entry, got only inf")
         self.C = as_kernel_input(self.xp, C)
         self.shape = (C.shape[0], C.shape[1])
         self.dtype = C.dtype
@@ -73,15 +85,23 @@ class CostMatrix(Cost):
     @cached_property
     def finite(self) -> bool:
         """Whether no pair is forbidden."""
-        return math.isfinite(float(self.xp.max(self.C)))
+        return math.isfinite(self._highest)
+
+    @cached_property
+    def _highest(self) -> float:
+        return float(self.xp.max(self.C))
 
     def data(self, k: float) -> CostData:
         """The whole of ``k C`` as the kernels see it."""
         return CostData(DENSE, self.C, self.xp.empty((1, 1), dtype=self.dtype, device=self.device), k)
 
     def rows(self, lo: int, hi: int) -> Array:
-        """Dense rows ``lo:hi`` of C (a view)."""
+        """Dense rows ``lo:hi`` of C: a view, to be read only."""
         return self.C[lo:hi, :]
+
+    def to_dense(self) -> Array:
+        """The cost as a new (n, m) array."""
+        return self.xp.asarray(self.C, copy=True)
 
     def subset(self, rows: Array | None, columns: Array | None) -> CostMatrix:
         """The cost between selected rows and columns; a copy."""
@@ -95,17 +115,11 @@ class CostMatrix(Cost):
 
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest finite entry."""
-        low, high = self._bounds
-        return low, high
+        return self._lowest, self._highest if self.finite else self._highest_finite
 
     @cached_property
-    def _bounds(self) -> tuple[float, float]:
+    def _highest_finite(self) -> float:
         xp = self.xp
-        low = float(xp.min(self.C))
-        if not math.isfinite(low):
-            raise ValueError("C must have at least one finite entry, got only inf")
-        if self.finite:
-            return low, float(xp.max(self.C))
         step = max(1, (1 << 20) // self.shape[1])
         tiles = (self.C[lo : lo + step, :] for lo in range(0, self.shape[0], step))
-        return low, max(float(xp.max(xp.where(xp.isfinite(t), t, xp.full_like(t, low)))) for t in tiles)
+        return max(float(xp.max(xp.where(xp.isfinite(t), t, xp.full_like(t, self._lowest)))) for t in tiles)

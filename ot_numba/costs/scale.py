@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ..arrays.namespaces import is_numpy
 from ..arrays.validation import check_choice, check_real
 from .base import Cost
+from .grid import Grid
 from .matrix import CostMatrix
 
 Array = Any
@@ -17,6 +19,20 @@ SAMPLE = 1024  #: rows and columns of the sub-matrix from which a median is take
 
 def as_cost(C: Any) -> Cost:
     """Return `C` as a cost object: itself if it is one, else a `CostMatrix` around the array.
+
+    Parameters
+    ----------
+    C : Cost or array_like of shape (n, m)
+        The ground cost.
+
+    Returns
+    -------
+    Cost
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `CostMatrix`.
 
     Examples
     --------
@@ -35,8 +51,9 @@ def cost_scale(C: Any, scale: str = "median") -> float:
     C : Cost or array_like of shape (n, m)
         The ground cost. Infinite entries (forbidden pairs) do not count.
     scale : {"mean", "median", "max"}, default "median"
-        Statistic of the entries. The median is exact up to 1024 x 1024 entries; above, it is the median of a sub-matrix
-        of 1024 rows and columns at equal steps of the index, so the same input gives the same number.
+        Statistic of the entries. The median is exact up to 1024 x 1024 entries; above, it is the median of a
+        sub-matrix of 1024 rows and columns at equal steps of the index, so the same input gives the same
+        number.
 
     Returns
     -------
@@ -46,11 +63,14 @@ def cost_scale(C: Any, scale: str = "median") -> float:
     Raises
     ------
     ValueError
-        If `scale` is not one of the names, or no entry is finite.
+        If `scale` is not one of the names, or no entry (or none of those that the median looks at) is finite.
+    TypeError
+        As `CostMatrix`.
 
     Notes
     -----
-    Mean and maximum take O(n m) time and evaluate the cost in tiles of rows: no n x m array is formed.
+    Mean and maximum evaluate the cost in tiles of rows, in O(n m) time, those of a `Grid` axis by axis; no n x m
+    array is formed.
 
     Examples
     --------
@@ -63,9 +83,12 @@ def cost_scale(C: Any, scale: str = "median") -> float:
     n, m = cost.shape
     xp = cost.xp
     if scale == "median":
-        rows, columns = _steps(cost, n), _steps(cost, m)
-        block = cost.subset(rows, columns).to_dense() if cost.direct else _sampled(cost, rows, columns)
-        return _median(xp, block)
+        block = cost.subset(*(None if size <= SAMPLE else _steps(cost, size) for size in (n, m)))
+        return _median(xp, block.rows(0, block.shape[0]))
+    if isinstance(cost, Grid):
+        if scale == "max":
+            return cost.bounds()[1]
+        return sum(float(xp.mean(xp.astype(axis, xp.float64))) for axis in cost.axis_costs)
     total, count, top = 0.0, 0, -float("inf")
     step = max(1, (1 << 20) // m)
     for lo in range(0, n, step):
@@ -75,8 +98,6 @@ def cost_scale(C: Any, scale: str = "median") -> float:
         total += float(xp.sum(kept))
         count += int(xp.sum(xp.astype(finite, xp.int64)))
         top = max(top, float(xp.max(xp.where(finite, tile, xp.full_like(tile, -float("inf"))))))
-    if count == 0:
-        raise ValueError("C must have at least one finite entry, got only inf")
     return top if scale == "max" else total / count
 
 
@@ -88,9 +109,9 @@ def suggest_reg(C: Any, share: float = 0.05, *, scale: str = "median") -> float:
     C : Cost or array_like of shape (n, m)
         The ground cost.
     share : float, default 0.05
-        Share of the scale: 0.05 gives a smooth plan in tens of iterations, 0.005 one close to the unregularised
-        optimum in hundreds.
-    scale : {"median", "mean", "max"}
+        Share of the scale, > 0: 0.05 gives a smooth plan in tens of iterations, 0.005 one close to the
+        unregularised optimum in hundreds.
+    scale : {"median", "mean", "max"}, default "median"
         Statistic of the entries, see `cost_scale`.
 
     Returns
@@ -101,7 +122,10 @@ def suggest_reg(C: Any, share: float = 0.05, *, scale: str = "median") -> float:
     Raises
     ------
     ValueError
-        If share <= 0, or the scale of the cost is not positive (a constant zero cost has none).
+        If `share` is not positive and finite, or the scale of the cost is not positive (a constant zero cost
+        has none), and as `cost_scale`.
+    TypeError
+        As `cost_scale`.
 
     Examples
     --------
@@ -109,10 +133,10 @@ def suggest_reg(C: Any, share: float = 0.05, *, scale: str = "median") -> float:
     >>> ot_numba.suggest_reg([[0.0, 1.0], [1.0, 0.0]], 0.1, scale="max")
     0.1
     """
-    share = check_real(share, "share", low=0, low_open=True)
+    share = check_real(share, "share", low=0, high=math.inf, low_open=True, high_open=True)
     size = cost_scale(C, scale)
     if not size > 0:
-        raise ValueError(f"the {scale} of C must be positive to derive reg from it, got {size:g}; pass reg yourself")
+        raise ValueError(f"the {scale} of C must be positive to derive reg from it, got {size:g}; pass reg=")
     return share * size
 
 
@@ -122,17 +146,11 @@ def _steps(cost: Cost, size: int) -> Array:
     return cost.xp.asarray(index, device=cost.device)
 
 
-def _sampled(cost: Cost, rows: Array, columns: Array) -> Array:
-    return cost.xp.concat(
-        [cost.xp.take(cost.rows(int(i), int(i) + 1), columns, axis=1) for i in rows]
-    )
-
-
 def _median(xp: Any, block: Array) -> float:
     values = xp.reshape(block, (-1,))
     values = values[xp.isfinite(values)]
     if values.shape[0] == 0:
-        raise ValueError("C must have at least one finite entry, got only inf")
+        raise ValueError(f"C has only inf among the {SAMPLE} x {SAMPLE} entries its median is taken from")
     if is_numpy(xp):
         return float(np.median(values))
     values = xp.sort(values)

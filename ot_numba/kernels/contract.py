@@ -16,6 +16,8 @@ sinkhorn_rows       one row update of F (in place) and, from the same exponentia
 sinkhorn_columns    the column update of G (in place) from those sums: ``column_error``
 absorbed_rows       the same row update for a stored kernel K with scalings p (in place), q
 absorbed_columns    the column update of q (in place) from the column sums
+absorbed_pair       ``(t, K' (w t))`` for ``t = K v`` in one pass over K
+plan_pair           ``(t, P' (w t))`` for ``t = P v`` in one pass
 row_logsumexp       ``log2 sum_j 2**(G_j - scale c_ij)`` for a batch of G: (L, m) -> (L, n)
 column_logsumexp    ``log2 sum_i 2**(F_i - scale c_ij)``: (n,) -> (m,)
 marginals           ``(P 1, P' 1, sum_j P_ij e_ij)``
@@ -70,6 +72,8 @@ KERNELS = (
     "sinkhorn_columns",
     "absorbed_rows",
     "absorbed_columns",
+    "absorbed_pair",
+    "plan_pair",
     "row_logsumexp",
     "column_logsumexp",
     "marginals",

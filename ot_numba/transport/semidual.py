@@ -1,4 +1,4 @@
-"""The entropic dual and semi-dual as functions: values, gradients and Hessian-vector products, never an n x m array."""
+"""The entropic dual and semi-dual as functions: values, gradients, Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def semidual_value_and_grad(
 
     .. math::
 
-        h(g) = \langle g, b\rangle - reg \sum_i a_i \log \sum_j b_j \exp\frac{g_j - C_{ij}}{reg} - reg\,(M - M^2),
-        \qquad \nabla h(g) = b - \sum_i a_i \pi_i
+        h(g) = \langle g, b\rangle - reg \sum_i a_i \log \sum_j b_j \exp\frac{g_j - C_{ij}}{reg}
+        - reg\,(M - M^2), \qquad \nabla h(g) = b - \sum_i a_i \pi_i
 
-    where :math:`\pi_i` is the softmax of :math:`\log b + (g - C_i)/reg`, and the last term, with the mass :math:`M =
-    \sum a = \sum b`, vanishes for probability weights. It is concave, and what remains of the dual after maximising
-    over f; its maximum is that of the problem, :math:`\min \langle C, P\rangle + reg\,KL(P | a b^\top)`. With
-    ``regularizer="entropy"`` it is
+    where :math:`\pi_i` is the softmax of :math:`\log b + (g - C_i)/reg`, and the last term, with the mass
+    :math:`M = \sum a = \sum b`, vanishes for probability weights. It is concave, and what remains of the dual
+    after maximising over f; its maximum is the value of the problem, :math:`\min \langle C, P\rangle +
+    reg\,KL(P | a b^\top)`. With ``regularizer="entropy"`` it is
 
     .. math::
 
-        h(g) = \langle g, b\rangle - reg \sum_i a_i \log \sum_j \exp\frac{g_j - C_{ij}}{reg} + reg\, (\langle a, \log
-        a\rangle - M)
+        h(g) = \langle g, b\rangle - reg \sum_i a_i \log \sum_j \exp\frac{g_j - C_{ij}}{reg}
+        + reg\, (\langle a, \log a\rangle - M)
 
-    with the maximum :math:`\min \langle C, P\rangle + reg \sum P (\log P - 1)`; its g is that of the KL form plus
-    :math:`reg \log b`.
+    with the maximum :math:`\min \langle C, P\rangle + reg \sum P (\log P - 1)`; its g is that of the KL form
+    plus :math:`reg \log b`.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def semidual_value_and_grad(
     Raises
     ------
     ValueError
-        If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ, reg <= 0, or a
-        row of positive weight has only infinite costs.
+        If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ, reg <=
+        0, or a row of positive weight has only infinite costs.
     TypeError
         If the arrays are of different libraries, or no real numbers.
 
@@ -74,8 +74,8 @@ def semidual_value_and_grad(
 
     References
     ----------
-    Genevay, Cuturi, Peyré, Bach, "Stochastic optimization for large-scale optimal transport", NeurIPS 2016, arXiv
-    1605.08527.
+    Genevay, Cuturi, Peyré, Bach, "Stochastic optimization for large-scale optimal
+    transport", NeurIPS 2016, arXiv 1605.08527.
 
     Examples
     --------
@@ -88,12 +88,12 @@ def semidual_value_and_grad(
     0.28311
     """
     problem, gibbs, g = _semidual_problem(g, C, a, b, reg, regularizer)
-    F, G, f = _rows_solved(problem, gibbs, g)
+    F, G, f = rows_solved(problem, gibbs, g)
     value = pair(problem.xp, f, problem.a) + pair(problem.xp, g, problem.b)
     value -= problem.reg * (problem.masses[0] - problem.reference_mass)
     if problem.regularizer == "entropy":
-        value += problem.reg * _negative_entropy(problem.xp, problem.a)
-    return value, _residual(problem, problem.b, problem.xp.astype(problem.b, problem.xp.float64), _column_sums(gibbs, F, G))
+        value += problem.reg * pair(problem.xp, log_weights(problem.xp, problem.a, 0.0), problem.a)
+    return value, _residual(problem, problem.b, problem.b, column_sums(gibbs, F, G))
 
 
 def semidual_hessian_vector(
@@ -101,11 +101,13 @@ def semidual_hessian_vector(
 ) -> Array:
     r"""Hessian of the semi-dual objective times a vector.
 
-    .. math:: \nabla^2 h(g)\, v = -\frac{1}{reg} \Big(\operatorname{diag}(c) - \pi^\top \operatorname{diag}(a)\,
+    .. math::
+
+        \nabla^2 h(g)\, v = -\frac{1}{reg} \Big(\operatorname{diag}(c) - \pi^\top \operatorname{diag}(a)\,
         \pi\Big) v, \qquad c = \pi^\top a
 
-    with the rows :math:`\pi_i` of `semidual_value_and_grad`. Negative semi-definite; the constant vector is in its
-    kernel; its norm is at most ``mass / (2 reg)``.
+    with the rows :math:`\pi_i` of `semidual_value_and_grad`. Negative semi-definite; the constant vector is
+    in its kernel; its norm is at most ``mass / (2 reg)``.
 
     Parameters
     ----------
@@ -132,8 +134,8 @@ def semidual_hessian_vector(
 
     References
     ----------
-    Cuturi, Peyré, "A smoothed dual approach for variational Wasserstein problems", SIAM Journal on Imaging Sciences
-    9(1), 2016.
+    Cuturi, Peyré, "A smoothed dual approach for variational Wasserstein problems", SIAM
+    Journal on Imaging Sciences 9(1), 2016.
 
     Examples
     --------
@@ -146,7 +148,7 @@ def semidual_hessian_vector(
     xp, a = problem.xp, problem.a
     v = _check_vectors(v, "v", problem, problem.cost.shape[1])
     V = _columns(v)
-    F, G, _ = _rows_solved(problem, gibbs, g)
+    F, G, _ = rows_solved(problem, gibbs, g)
     PV, c = gibbs.products(F, G, V=V, U=xp.ones_like(F)[:, None])
     positive = (a > 0)[:, None]
     means = xp.where(positive, PV / xp.astype(xp.where(a > 0, a, xp.ones_like(a)), xp.float64)[:, None], 0.0)
@@ -169,22 +171,25 @@ def dual_value_and_grad(
 
     .. math::
 
-        D(f, g) = \langle f, a\rangle + \langle g, b\rangle - reg \Big(\sum_{ij} P_{ij} - \sum_i a_i \sum_j b_j\Big),
+        D(f, g) = \langle f, a\rangle + \langle g, b\rangle
+        - reg \Big(\sum_{ij} P_{ij} - \sum_i a_i \sum_j b_j\Big),
         \qquad P_{ij} = a_i b_j \exp\frac{f_i + g_j - C_{ij}}{reg}
 
-    with the gradient :math:`(a - P 1,\ b - P^\top 1)`. It is concave; its maximum is :math:`\min \langle C, P\rangle +
-    reg\,KL(P | a b^\top)`. An unbalanced side with the penalty :math:`\rho\,KL(P 1 | a)` has :math:`-\rho \langle a,
-    e^{-f/\rho} - 1\rangle` in place of :math:`\langle f, a\rangle`, and :math:`a e^{-f/\rho}` in place of a in the
-    gradient.
+    with the gradient :math:`(a - P 1,\ b - P^\top 1)`. It is concave; its maximum is :math:`\min \langle C,
+    P\rangle + reg\,KL(P | a b^\top)`. An unbalanced side with the penalty :math:`\rho\,KL(P 1 | a)` has
+    :math:`-\rho \langle a, e^{-f/\rho} - 1\rangle` in place of :math:`\langle f, a\rangle`, and :math:`a
+    e^{-f/\rho}` in place of a in the gradient.
 
-    With ``regularizer="entropy"`` the plan is :math:`P_{ij} = \exp((f_i + g_j - C_{ij})/reg)`, the sums of a and b drop
-    out of the objective, and its maximum is that of the problem with :math:`reg \sum P (\log P - 1)` in place of the KL
-    term. Balanced, its potentials are those of the KL form plus :math:`reg \log a` and :math:`reg \log b`.
+    With ``regularizer="entropy"`` the plan is :math:`P_{ij} = \exp((f_i + g_j - C_{ij})/reg)`, the sums of a
+    and b drop out of the objective, and its maximum is that of the problem with :math:`reg \sum P (\log P -
+    1)` in place of the KL term. Balanced, its potentials are those of the KL form plus :math:`reg \log a` and
+    :math:`reg \log b`.
 
     Parameters
     ----------
     f, g : array_like of shape (n,), (m,)
-        Potentials, in the units of the cost. Where a weight is 0 its potential does not matter, and may be ``-inf``.
+        Potentials, in the units of the cost. Where a weight is 0 its potential does not matter, and may be
+        ``-inf``.
     C : Cost or array_like of shape (n, m)
         Ground cost.
     a, b : array_like of shape (n,), (m,), optional
@@ -194,8 +199,8 @@ def dual_value_and_grad(
     regularizer : {"kl", "entropy"}, default "kl"
         Form of the potentials, see above.
     unbalanced : float or pair, optional
-        Strengths rho of the marginal penalties, in the units of the cost; one number for both sides; None or inf
-        makes a side a hard constraint.
+        Strengths rho of the marginal penalties, in the units of the cost; one number for both sides; None or
+        inf makes a side a hard constraint.
 
     Returns
     -------
@@ -207,8 +212,8 @@ def dual_value_and_grad(
     Raises
     ------
     ValueError
-        If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ (balanced),
-        reg <= 0, or a point of positive weight has only infinite costs.
+        If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ
+        (balanced), reg <= 0, or a point of positive weight has only infinite costs.
     TypeError
         If the arrays are of different libraries, or no real numbers.
 
@@ -218,7 +223,8 @@ def dual_value_and_grad(
 
     References
     ----------
-    Séjourné, Feydy, Vialard, Trouvé, Peyré, "Sinkhorn divergences for unbalanced optimal transport", arXiv 1910.12958.
+    Séjourné, Feydy, Vialard, Trouvé, Peyré, "Sinkhorn divergences for unbalanced
+    optimal transport", arXiv 1910.12958.
 
     Examples
     --------
@@ -234,13 +240,16 @@ def dual_value_and_grad(
         row_bits = _row_bits(gibbs, F, G)
         rows = _power2(xp, row_bits)
         if float(xp.max(row_bits)) < _limit(problem):
-            columns = _column_sums(gibbs, F, G)
+            columns = column_sums(gibbs, F, G)
         else:
             columns = _power2(xp, xp.astype(G, xp.float64) + xp.astype(gibbs.column_logsumexp(F), xp.float64))
         term_a, target_a = _marginal_term(xp, f, problem.a, problem.rho[0])
         term_b, target_b = _marginal_term(xp, g, problem.b, problem.rho[1])
         value = term_a + term_b - problem.reg * (float(xp.sum(rows)) - problem.reference_mass)
-        return value, (_residual(problem, problem.a, target_a, rows), _residual(problem, problem.b, target_b, columns))
+        return value, (
+            _residual(problem, problem.a, target_a, rows),
+            _residual(problem, problem.b, target_b, columns),
+        )
 
 
 def dual_hessian_vector(
@@ -260,8 +269,9 @@ def dual_hessian_vector(
 
     .. math::
 
-        \nabla^2 D(f, g) \begin{pmatrix} u \\ v \end{pmatrix} = -\frac{1}{reg} \begin{pmatrix} \operatorname{diag}(P 1)
-        & P \\ P^\top & \operatorname{diag}(P^\top 1) \end{pmatrix} \begin{pmatrix} u \\ v \end{pmatrix}
+        \nabla^2 D(f, g) \begin{pmatrix} u \\ v \end{pmatrix} = -\frac{1}{reg}
+        \begin{pmatrix} \operatorname{diag}(P 1) & P \\ P^\top & \operatorname{diag}(P^\top 1) \end{pmatrix}
+        \begin{pmatrix} u \\ v \end{pmatrix}
 
     An unbalanced side adds :math:`-\operatorname{diag}(a e^{-f/\rho}) / \rho` to its diagonal block. Negative
     semi-definite; balanced, it vanishes on (1, -1).
@@ -301,9 +311,14 @@ def dual_hessian_vector(
     """
     problem, gibbs, f, g, F, G = _dual_problem(f, g, C, a, b, reg, regularizer, unbalanced)
     xp = problem.xp
-    u, v = (_check_vectors(w, name, problem, n) for w, name, n in zip((u, v), "uv", problem.cost.shape, strict=True))
+    u, v = (
+        _check_vectors(w, name, problem, n)
+        for w, name, n in zip((u, v), "uv", problem.cost.shape, strict=True)
+    )
     if u.shape[1:] != v.shape[1:]:
-        raise ValueError(f"u and v must hold as many vectors, got shapes {tuple(u.shape)} and {tuple(v.shape)}")
+        raise ValueError(
+            f"u and v must hold as many vectors, got shapes {tuple(u.shape)} and {tuple(v.shape)}"
+        )
     if not float(xp.max(_row_bits(gibbs, F, G))) < _limit(problem):
         raise ValueError("f and g are too large: the plan there is beyond the range of the dtype of the cost")
     U, V = _columns(u), _columns(v)
@@ -319,7 +334,11 @@ def dual_hessian_vector(
             if not math.isinf(rho):
                 diagonal = diagonal + _marginal_term(xp, potential, weights, rho)[1] / rho
             out.append(
-                _as_given(-(diagonal[:, None] * xp.astype(W, xp.float64)) - products[:, 1:] / problem.reg, given, problem)
+                _as_given(
+                    -(diagonal[:, None] * xp.astype(W, xp.float64)) - products[:, 1:] / problem.reg,
+                    given,
+                    problem,
+                )
             )
     return out[0], out[1]
 
@@ -328,6 +347,13 @@ def pair(xp: Any, potential: Array, weights: Array) -> float:
     """<potential, weights> in float64; what has no weight does not count."""
     counted = xp.where(weights > 0, potential, xp.zeros_like(potential))
     return float(xp.sum(xp.astype(counted, xp.float64) * xp.astype(weights, xp.float64)))
+
+
+def log_weights(xp: Any, weights: Array, missing: float) -> Array:
+    """``log w`` in float64, `missing` where the weight is 0."""
+    positive = weights > 0
+    logs = xp.log(xp.astype(xp.where(positive, weights, xp.ones_like(weights)), xp.float64))
+    return xp.where(positive, logs, missing)
 
 
 def _semidual_problem(
@@ -359,13 +385,12 @@ def _bits(problem: Problem, gibbs: GibbsKernel, f: Array, g: Array) -> tuple[Arr
     )
 
 
-def _rows_solved(problem: Problem, gibbs: GibbsKernel, g: Array) -> tuple[Array, Array, Array]:
-    """Potentials F, G in bits of the plan with row sums a, and f in cost units, less ``reg log a`` (entropy form)."""
+def rows_solved(problem: Problem, gibbs: GibbsKernel, g: Array) -> tuple[Array, Array, Array]:
+    """F, G in bits of the plan with row sums a, and f in cost units (entropy form: less ``reg log a``)."""
     xp, a = problem.xp, problem.a
     _, G = _bits(problem, gibbs, xp.zeros_like(a), g)
     lse = gibbs.row_logsumexp(G)
-    logs = xp.log2(xp.astype(xp.where(a > 0, a, xp.ones_like(a)), xp.float64))
-    F = xp.where(a > 0, logs - xp.astype(lse, xp.float64), xp.full_like(logs, -math.inf))
+    F = xp.where(a > 0, log_weights(xp, a, 0.0) / math.log(2) - xp.astype(lse, xp.float64), -math.inf)
     return xp.astype(F, problem.cost.dtype), G, gibbs.unfold(-lse, gibbs.row_offset())
 
 
@@ -375,7 +400,7 @@ def _row_bits(gibbs: GibbsKernel, F: Array, G: Array) -> Array:
     return xp.astype(F, xp.float64) + xp.astype(gibbs.row_logsumexp(G), xp.float64)
 
 
-def _column_sums(gibbs: GibbsKernel, F: Array, G: Array) -> Array:
+def column_sums(gibbs: GibbsKernel, F: Array, G: Array) -> Array:
     """Column sums of the plan, float64; its row sums must be in range."""
     return gibbs.products(F, G, U=gibbs.xp.ones_like(F)[:, None])[1][:, 0]
 
@@ -384,23 +409,17 @@ def _residual(problem: Problem, weights: Array, target: Array, sums: Array) -> A
     """``target - sums``: -inf where the sum is infinite, exactly 0 where there is no weight."""
     xp = problem.xp
     finite = xp.isfinite(sums)
-    difference = xp.where(finite, target, 0.0) - sums
+    difference = xp.where(finite, xp.astype(target, xp.float64), 0.0) - sums
     return xp.astype(xp.where(weights > 0, difference, 0.0), problem.cost.dtype)
 
 
 def _marginal_term(xp: Any, potential: Array, weights: Array, rho: float) -> tuple[float, Array]:
-    """What the potential of one side adds to the dual, and its derivative; potentials without weight are 0."""
+    """What one side adds to the dual, and its derivative; potentials without weight are 0."""
     weights64 = xp.astype(weights, xp.float64)
     if math.isinf(rho):
         return pair(xp, potential, weights), weights64
     exponent = -xp.astype(potential, xp.float64) / rho
     return -rho * float(xp.sum(weights64 * xp.expm1(exponent))), weights64 * xp.exp(exponent)
-
-
-def _negative_entropy(xp: Any, weights: Array) -> float:
-    """``sum w log w``."""
-    w = xp.astype(weights, xp.float64)
-    return float(xp.sum(w * xp.log(xp.where(w > 0, w, xp.ones_like(w)))))
 
 
 def _power2(xp: Any, bits: Array) -> Array:

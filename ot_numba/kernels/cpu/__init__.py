@@ -108,6 +108,35 @@ def absorbed_columns(
     return plans.absorbed_columns(column_sums, q, b, b if base is None else base, damping, relaxation)
 
 
+def absorbed_pair(K: np.ndarray, v: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(t, K' (w t))`` for ``t = K v``."""
+    n, m = K.shape
+    count, rows = _blocks(n, m)
+    columns, t = np.empty((count, m), K.dtype), np.empty(n, K.dtype)
+
+    def task(lo: int, hi: int) -> None:
+        plans.absorbed_pair(K, v, w, lo, hi, rows, t, columns)
+
+    run_blocks(task, count, n * m)
+    return t, _sum_blocks(columns)
+
+
+def plan_pair(
+    cost: CostData, F: np.ndarray, G: np.ndarray, v: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(t, P' (w t))`` for ``t = P v``, float64."""
+    n, m = cost.shape
+    count, rows = _blocks(n, m)
+    columns, t = np.empty((count, m), F.dtype), np.empty(n)
+    arguments = _arguments(cost)
+
+    def task(lo: int, hi: int) -> None:
+        plans.plan_pair(*arguments, F, G, v, w, lo, hi, rows, t, columns, _buffer(m, F.dtype))
+
+    run_blocks(task, count, n * m)
+    return t, _sum_blocks(columns)
+
+
 def row_logsumexp(cost: CostData, G: np.ndarray) -> np.ndarray:
     """``out[l, i] = log2 sum_j 2**(G[l, j] - scale c_ij)``."""
     n, m = cost.shape
@@ -278,6 +307,8 @@ def warmup(dtypes: Iterable[str] = ("float64", "float32")) -> None:
         K = plan(cost, F, G)
         _, column = absorbed_rows(K, np.ones(8, dtype), np.ones(8, dtype), w)
         absorbed_columns(column, np.ones(8, dtype), w)
+        absorbed_pair(K, w, w)
+        plan_pair(cost, F, G, w.astype(float), w.astype(float))
         row_logsumexp(cost, G[None])
         column_logsumexp(cost, F)
         products(cost, F, G, x, x)

@@ -174,10 +174,66 @@ def absorbed_columns(column, q, b, base, damping, relaxation):
 
 
 @kernel
+def absorbed_pair(K, v, w, lo, hi, block_rows, t, columns):
+    """``t = K v`` and partial ``K' (w t)`` from one pass over K."""
+    n, m = K.shape
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = 0
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            if rows == ROWS:
+                k0, k1, k2, k3 = K[i], K[i + 1], K[i + 2], K[i + 3]
+                s0 = s1 = s2 = s3 = K.dtype.type(0)
+                for j in range(m):
+                    e = v[j]
+                    s0 += k0[j] * e
+                    s1 += k1[j] * e
+                    s2 += k2[j] * e
+                    s3 += k3[j] * e
+                t[i], t[i + 1], t[i + 2], t[i + 3] = s0, s1, s2, s3
+                add_rows(column, K[i : i + ROWS], w[i] * s0, w[i + 1] * s1, w[i + 2] * s2, w[i + 3] * s3)
+            else:
+                for r in range(i, i + rows):
+                    k0 = K[r]
+                    s0 = K.dtype.type(0)
+                    for j in range(m):
+                        s0 += k0[j] * v[j]
+                    t[r] = s0
+                    add_row(column, k0, w[r] * s0)
+            i += rows
+
+
+@kernel
+def plan_pair(kind, x, y, scale, F, G, v, w, lo, hi, block_rows, t, columns, buffer):
+    """``t = P v`` and partial ``P' (w t)``, every exponential evaluated once."""
+    n, m = F.shape[0], G.shape[0]
+    sums = np.empty(ROWS, np.float64)
+    for block in range(lo, hi):
+        column = columns[block]
+        column[:] = 0
+        end = min(n, (block + 1) * block_rows)
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            for q in range(rows):
+                row = buffer[q]
+                s = 0.0
+                for j in range(m):
+                    s += row[j] * v[j]
+                t[i + q] = s
+                add_row(column, row, F.dtype.type(w[i + q] * s))
+            i += rows
+
+
+@kernel
 def marginals(kind, x, y, scale, F, G, lo, hi, block_rows, rows_out, entropies, columns, buffer):
     """Row sums, partial column sums and ``sum_j P_ij e_ij`` of the plan."""
     n, m = F.shape[0], G.shape[0]
-    lowest = -1022.0 if F.itemsize == 8 else -126.0
+    lowest, highest = (-1022.0, 1023.0) if F.itemsize == 8 else (-126.0, 127.0)
     one = F.dtype.type(1)
     for block in range(lo, hi):
         column = columns[block]
@@ -194,6 +250,7 @@ def marginals(kind, x, y, scale, F, G, lo, hi, block_rows, rows_out, entropies, 
                 for j in range(j0, j1):
                     z = row[j]
                     z = z if z > lowest else F.dtype.type(lowest)
+                    z = z if z < highest else F.dtype.type(highest)
                     e = exp2_fast(z)
                     row[j] = e
                     s += e
@@ -238,16 +295,16 @@ def row_logsumexp(kind, x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            for l in range(G.shape[0]):
+            for line in range(G.shape[0]):
                 j0 = 0
                 while j0 < m:
                     j1 = min(m, j0 + TILE)
-                    fill_exponents(kind, x, y, scale, i, rows, j0, j1, zero, G[l], buffer)
+                    fill_exponents(kind, x, y, scale, i, rows, j0, j1, zero, G[line], buffer)
                     j0 = j1
                 for q in range(rows):
                     row = buffer[q]
                     top = maximum(row)
-                    out[l, i + q] = top if np.isinf(top) else top + log2(np.float64(sum_powers(row, top)))
+                    out[line, i + q] = top if np.isinf(top) else top + log2(np.float64(sum_powers(row, top)))
             i += rows
 
 
@@ -278,7 +335,7 @@ def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buff
 def plan(kind, x, y, scale, F, G, lo, hi, block_rows, floor, out, buffer):
     """The plan, zero where the exponent is below `floor`."""
     n, m = out.shape
-    nothing = out.dtype.type(0)
+    nothing, highest = out.dtype.type(0), out.dtype.type(1023 if out.itemsize == 8 else 127)
     for block in range(lo, hi):
         end = min(n, (block + 1) * block_rows)
         i = block * block_rows
@@ -292,7 +349,7 @@ def plan(kind, x, y, scale, F, G, lo, hi, block_rows, floor, out, buffer):
                     row = buffer[q]
                     target = out[i + q]
                     for j in range(j0, j1):
-                        e = exp2_fast(row[j])
+                        e = exp2_fast(min(row[j], highest))
                         target[j] = e if row[j] >= floor else nothing
                 j0 = j1
             i += rows
@@ -316,20 +373,21 @@ def mass_histogram(kind, x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, hi
                 for j in range(j0, j1):
                     z = np.float64(row[j])
                     position = last + np.floor(min(max(z, -1e6), 0.0) * bins_per_bit)
-                    mass[np.int64(max(position, 0.0))] += exp2_fast(z)
+                    mass[np.int64(max(position, 0.0))] += exp2_fast(min(z, 1023.0))
                 j0 = j1
 
 
 @kernel
 def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts, buffer):
-    """Number of exponents >= the row's threshold."""
+    """Number of exponents >= the row's threshold, subnormal entries left out."""
     n, m = F.shape[0], G.shape[0]
+    lowest = F.dtype.type(-1022 if F.itemsize == 8 else -126)
     for block in range(lo, hi):
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
             row = buffer[0]
             fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
-            limit = thresholds[i]
+            limit = max(thresholds[i], lowest)
             count = 0
             for j in range(m):
                 count += 1 if row[j] >= limit else 0
@@ -340,17 +398,18 @@ def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts,
 def fill_csr(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, indices, data, buffer):
     """Entries whose exponent reaches the row's threshold, rows in place given by `indptr`."""
     n, m = F.shape[0], G.shape[0]
+    lowest, highest = F.dtype.type(-1022 if F.itemsize == 8 else -126), F.dtype.type(1023 if F.itemsize == 8 else 127)
     for block in range(lo, hi):
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
             row = buffer[0]
             fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
-            limit = thresholds[i]
+            limit = max(thresholds[i], lowest)
             position, stop = indptr[i], indptr[i + 1]
             for j in range(m):
                 if row[j] >= limit and position < stop:
                     indices[position] = j
-                    data[position] = exp2_fast(row[j])
+                    data[position] = exp2_fast(min(row[j], highest))
                     position += 1
 
 

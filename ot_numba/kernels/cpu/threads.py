@@ -36,9 +36,7 @@ class _Job:
             return
         try:
             self.results[i] = self.task(*part)
-        except (
-            BaseException
-        ) as error:  # KeyboardInterrupt too: the helpers still write to the caller's arrays
+        except BaseException as error:  # raised by the caller, once nobody writes to its arrays any more
             self.errors[i] = error
 
     def help(self, i: int) -> None:
@@ -68,9 +66,8 @@ class _Pool:
             while len(self.queues) < n_workers:
                 queue: SimpleQueue[_Job | None] = SimpleQueue()
                 i = len(self.queues) + 1
-                worker = threading.Thread(
-                    target=self.work, args=(queue, i), name=f"ot_numba-{i}", daemon=True
-                )
+                worker = threading.Thread(target=self.work, args=(queue, i), name=f"ot_numba-{i}")
+                worker.daemon = True
                 try:
                     worker.start()
                 except RuntimeError:
@@ -83,7 +80,7 @@ class _Pool:
             while len(self.queues) > n_workers:
                 self.queues.pop().put(None)
 
-    def work(self, queue: "SimpleQueue[_Job | None]", i: int) -> None:
+    def work(self, queue: SimpleQueue[_Job | None], i: int) -> None:
         """Body of worker i: offer to run part i of each job."""
         self.local.inside = True
         while (job := queue.get()) is not None:

@@ -190,7 +190,7 @@ def exp2_fast(x):
     Returns
     -------
     float64 or float32
-        As x; error below 1.1 units in the last place (1.3 on a processor without fused multiply-add), none
+        As x; error below 1.1 units in the last place (1.4 on a processor without fused multiply-add), none
         where x is an integer.
 
     Examples
@@ -233,7 +233,7 @@ def exp2(x):
     Returns
     -------
     float64 or float32
-        As x; error below 1.1 units in the last place (1.3 on a processor without fused multiply-add), none
+        As x; error below 1.1 units in the last place (1.4 on a processor without fused multiply-add), none
         where x is an integer.
 
     Examples
@@ -274,7 +274,7 @@ def exp(x):
     Returns
     -------
     float64 or float32
-        As x; error below 1 unit in the last place (1.3 on a processor without fused multiply-add).
+        As x; error below 1 unit in the last place (1.4 on a processor without fused multiply-add).
 
     Examples
     --------

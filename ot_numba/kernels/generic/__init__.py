@@ -1,7 +1,7 @@
 """Reference backend: the kernel contract in plain array-API code, the oracle of the tests and the fallback.
 
 Works on blocks of rows, so that no temporary exceeds `BLOCK_ENTRIES` entries. Where a kernel says "in place"
-it assigns into the array it was given. Sums are taken in float64; exponents above its range count as 1023.
+it assigns into the array it was given. Sums are taken in float64; exponents above the range of the dtype are cut.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _exponents(cost: CostData, F: Array, G: Array, lo: int, hi: int) -> Array:
 
 
 def _exp2(xp: Any, z: Array) -> Array:
-    """``2**min(z, 1023)`` in float64."""
-    z = xp.astype(z, xp.float64)
-    return xp.exp(math.log(2) * xp.where(z < 1023, z, xp.full_like(z, 1023)))
+    """``2**z`` in float64; z counts as 1023 at most, 127 in float32."""
+    highest = xp.full_like(z, 1023 if z.dtype == xp.float64 else 127)
+    return xp.exp(math.log(2) * xp.astype(xp.where(z < highest, z, highest), xp.float64))
 
 
 def _float64_zeros(xp: Any, shape: int | tuple[int, ...], like: Array) -> Array:
@@ -178,6 +178,26 @@ def absorbed_columns(
     return _scale(array_namespace(q), q, column_sums, b, base, damping, relaxation)
 
 
+def absorbed_pair(K: Array, v: Array, w: Array) -> tuple[Array, Array]:
+    """``(t, K' (w t))`` for ``t = K v``."""
+    xp = array_namespace(K)
+    t = K @ v
+    return t, xp.astype((w * t) @ K, xp.float64)
+
+
+def plan_pair(cost: CostData, F: Array, G: Array, v: Array, w: Array) -> tuple[Array, Array]:
+    """``(t, P' (w t))`` for ``t = P v``, float64."""
+    xp = array_namespace(F)
+    n, m = cost.shape
+    ts, total = [], xp.zeros(m, dtype=xp.float64)
+    for lo, hi in _row_blocks(n, m):
+        P = _exp2(xp, _exponents(cost, F, G, lo, hi))
+        t = P @ xp.astype(v, xp.float64)
+        ts.append(t)
+        total += (xp.astype(w[lo:hi], xp.float64) * t) @ P
+    return xp.concat(ts), total
+
+
 def row_logsumexp(cost: CostData, G: Array) -> Array:
     """``out[l, i] = log2 sum_j 2**(G[l, j] - scale c_ij)``."""
     xp = array_namespace(G)
@@ -278,7 +298,7 @@ def mass_histogram(cost: CostData, F: Array, G: Array) -> Array:
 def csr_plan(
     cost: CostData, F: Array, G: Array, row_thresholds: Array, max_per_row: int | None = None
 ) -> tuple[Array, Array, Array]:
-    """CSR arrays ``(data, indices, indptr)`` of the entries, not subnormal, with ``e_ij >= row_thresholds_i``."""
+    """CSR arrays ``(data, indices, indptr)`` of the normal entries with ``e_ij >= row_thresholds_i``."""
     xp = array_namespace(F)
     n, m = cost.shape
     lowest = _lowest(xp, F.dtype)

@@ -1,0 +1,59 @@
+"""Clocks: time per iteration, and time to a residual that is truly reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .peers import Run
+from .problems import Problem, residual
+
+FIRST = 2  #: iterations of the shorter run; the longer has a multiple of 10 more, the period of the peers' checks
+
+
+def seconds(call: Callable[[], object], tries: int = 4) -> float:
+    """Wall time of a single-threaded call, again if it spent a twentieth or more of it waiting for a processor."""
+    for _ in range(tries):
+        cpu, start = time.process_time(), time.perf_counter()
+        call()
+        wall = time.perf_counter() - start
+        if time.process_time() - cpu > 0.95 * wall or wall > 20:
+            break
+    return wall
+
+
+def per_iteration(run: Run, iterations: int) -> float:
+    """Seconds per iteration: the slope between two numbers of iterations, in which all that is done once cancels."""
+    short = seconds(lambda: run(FIRST, 0.0))
+    return (seconds(lambda: run(FIRST + iterations, 0.0)) - short) / iterations
+
+
+def enough_iterations(run: Run, wanted: float = 0.3) -> int:
+    """Iterations that take about so many seconds; compiles what `per_iteration` needs for them."""
+    run(FIRST, 0.0)
+    if seconds(lambda: run(FIRST, 0.0)) > FIRST:  # checks no longer matter, and ten would take too long
+        run(2 * FIRST, 0.0)
+        return FIRST
+    run(FIRST + 10, 0.0)
+    iterations = 10 * max(1, min(50, round(wanted / max(10 * per_iteration(run, 10), 1e-6))))
+    run(FIRST + iterations, 0.0)
+    return iterations
+
+
+def loosest(
+    run: Run, problem: Problem, wanted: float, limit: float, *, factor: float = 10.0
+) -> tuple[float, int, float]:
+    """`tol`, iteration cap and residual of the loosest run that truly reaches the wanted residual.
+
+    Starts at ``factor * wanted`` and tightens as the residual asks for. The cap keeps a run below about `limit`
+    seconds, and a run of that length is the last. The residual is above what is wanted if no run reaches it.
+    """
+    cap = max(FIRST + 10, min(100_000, int(limit / max(per_iteration(run, enough_iterations(run, 0.05)), 1e-6))))
+    while True:
+        start = time.perf_counter()
+        answer = run(cap, factor * wanted)
+        elapsed = time.perf_counter() - start
+        error = residual(problem, answer)
+        if not error > wanted or factor < 1e-3 or elapsed > 0.8 * limit:
+            return factor * wanted, cap, error
+        factor *= min(0.7, 0.95 * wanted / error)

@@ -1,0 +1,229 @@
+"""Ratios to other libraries, measured in turn on the same input: what one run after another cannot give.
+
+    python asv_benchmarks/compare.py [iteration online tolerance threads startup exp] --n 1000 4000 --seed 1
+
+Every candidate runs once per round, all in one process and on one thread, so that what else the machine does falls
+on all of them alike; medians over the rounds. A library that is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from statistics import median
+
+from benchmarks import peers, problems, timing  # before NumPy: it sets the numbers of threads
+
+import numpy as np
+
+Targets = Iterable[tuple[str, str | None, float]]
+
+
+def in_turn(samples: dict[str, Callable[[], float]], rounds: int, enough: float = 20.0) -> dict[str, list[float]]:
+    """Times of every candidate, each once per round; one that has taken more than `enough` seconds is left alone."""
+    times: dict[str, list[float]] = {name: [] for name in samples}
+    for _ in range(rounds):
+        for name, sample in samples.items():
+            if sum(times[name]) < enough:
+                times[name].append(sample())
+    return times
+
+
+def prepared(names: Iterable[str], problem: problems.Problem) -> dict[str, peers.Run]:
+    """Run of every library that can take the problem."""
+    runs = {}
+    for name in names:
+        try:
+            runs[name] = peers.prepare(name, problem)
+        except NotImplementedError as error:
+            print(f"  {error}", flush=True)
+    return runs
+
+
+def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] | None = None) -> None:
+    """Print the times, and the ratio of each peer to ours with the target; peer None stands for the fastest one."""
+    middle = {name: median(values) for name, values in times.items()}
+    for name, values in times.items():
+        note = (notes or {}).get(name, "")
+        print(f"  {name:24s} {1e3 * middle[name]:12.4f} ms  [{1e3 * min(values):.4f} .. {1e3 * max(values):.4f}]  {note}")
+    for ours, peer, target in targets:
+        others = {name: t for name, t in middle.items() if not name.startswith("ot_numba")}
+        if ours not in middle or not others or (peer and peer not in middle):
+            continue
+        name = peer or min(others, key=others.get)
+        ratio = middle[name] / middle[ours]
+        verdict = "met" if ratio >= target else "MISSED"
+        print(f"    {name} / {ours} = {ratio:.2f}   target {target:g}: {verdict}")
+    sys.stdout.flush()
+
+
+def iterations(title: str, problem: problems.Problem, names: Iterable[str], targets: Targets, rounds: int) -> None:
+    """Time per iteration; the residual after twelve shows that all do the same."""
+    print(f"\nTime per iteration, {title}, {problem.a.dtype}", flush=True)
+    samples, notes = {}, {}
+    for name, run in prepared(names, problem).items():
+        try:
+            answer = run(12, 0.0)
+            samples[name] = partial(timing.per_iteration, run, timing.enough_iterations(run))
+        except Exception as error:  # a peer that fails is reported, not hidden
+            print(f"  {name} fails: {type(error).__name__}: {str(error)[:100]}", flush=True)
+            continue
+        if answer is not None:
+            notes[name] = f"residual after 12: {problems.residual(problem, answer):.3e}"
+    show(in_turn(samples, rounds), targets, notes)
+
+
+def iteration(args: argparse.Namespace) -> None:
+    """Stored cost."""
+    for n in args.n:
+        targets = [
+            ("ot_numba log", "POT sinkhorn_log", 40 if n < 4000 else 20),
+            ("ot_numba log", "OTT-JAX log", 4),
+            ("ot_numba kernel", "POT sinkhorn", 1.4),
+        ]
+        problem = problems.clouds(n, seed=args.seed)
+        iterations(f"stored cost, d = 2, n = {n}", problem, args.library or peers.DENSE, targets, args.rounds)
+
+
+def online(args: argparse.Namespace) -> None:
+    """Cost evaluated from the points."""
+    ours, keops = "ot_numba online", "GeomLoss KeOps"
+    for n in args.n:
+        for d, dtype, names, targets in (
+            (2, "float64", (*peers.ONLINE, "OTT-JAX log"), [(ours, "OTT-JAX log", 6), (ours, keops, 15)]),
+            (2, "float32", (ours, keops, "OTT-JAX log"), [(ours, keops, 40)]),
+            (64, "float64", (ours, keops), [(ours, keops, 40)]),
+        ):
+            problem = problems.clouds(n, d, seed=args.seed).astype(dtype)
+            iterations(f"cost from points, d = {d}, n = {n}", problem, args.library or names, targets, args.rounds)
+
+
+def tolerance(args: argparse.Namespace) -> None:
+    """Time to a residual."""
+    families = {"clouds": problems.clouds, "squares": problems.squares, "colours": problems.colours}
+    make = families[args.family]
+    for n in args.n:
+        for share, wanted in ((0.05, 1e-9), (0.005, 1e-6)):
+            if share == 0.05:
+                targets = [(ours, peer, t) for ours in peers.OURS for peer, t in (("POT sinkhorn", 4), ("OTT-JAX log", 20))]
+            else:
+                targets = [(ours, None, 6 if n < 4000 else 30) for ours in peers.OURS]
+            problem = make(n, share=share, seed=args.seed)
+            # Newton's methods of regot take minutes from here on
+            names = [name for name in peers.SOLVERS if n < 4000 or not name.startswith("regot")]
+            print(f"\nTime to residual {wanted:g}, {args.family}, n = {n}, reg = {share} x median", flush=True)
+            to_residual(problem, args.library or names, wanted, targets, args)
+
+
+def to_residual(
+    problem: problems.Problem, names: Iterable[str], wanted: float, targets: Targets, args: argparse.Namespace
+) -> None:
+    samples, notes = {}, {}
+    for name, run in prepared(names, problem).items():
+        factor = 1.0 if name in peers.OURS else 10.0  # our tol is a promise about the residual
+        try:
+            tol, cap, error = timing.loosest(run, problem, wanted, args.limit, factor=factor)
+        except Exception as failure:
+            print(f"  {name} fails: {type(failure).__name__}: {str(failure)[:100]}", flush=True)
+            continue
+        if error <= wanted:
+            samples[name] = partial(timing.seconds, partial(run, cap, tol))
+            notes[name] = f"tol {tol:.1e}, residual {error:.1e}"
+        else:
+            print(f"  {name} does not get there: residual {error:.1e} with tol {tol:.1e}, {cap} iterations or {args.limit:g} s")
+    show(in_turn(samples, args.rounds), targets, notes)
+
+
+def threads(args: argparse.Namespace) -> None:
+    """Two threads against one."""
+    import ot_numba
+
+    n = max(args.n)
+    run = peers.prepare("ot_numba online", problems.clouds(n, seed=args.seed))
+    count = timing.enough_iterations(run)
+
+    def sample(n_threads: int) -> float:
+        ot_numba.set_num_threads(n_threads)
+        return timing.per_iteration(run, count)
+
+    print(f"\nTime per iteration, cost from points, d = 2, n = {n}: threads")
+    show(in_turn({"ot_numba 2 threads": partial(sample, 2), "1 thread": partial(sample, 1)}, 2 * args.rounds), [("ot_numba 2 threads", "1 thread", 1.7)])
+    ot_numba.set_num_threads(1)
+
+
+SOLVE = "import numpy as np; C = np.arange(2500.0).reshape(50, 50) % 7; ot_numba.sinkhorn(C, reg=1.0)"
+
+
+def startup(args: argparse.Namespace) -> None:
+    """New processes: import, and the first solve."""
+    with tempfile.TemporaryDirectory() as folder:
+        warm = os.path.join(folder, "warm")
+        fresh_process(f"import ot_numba; {SOLVE}", warm)
+        samples = {
+            "import numpy": partial(fresh_process, "import numpy", warm),
+            "import": partial(fresh_process, "import ot_numba", warm),
+            "solve, warm cache": partial(fresh_process, f"import ot_numba; {SOLVE}", warm),
+            "solve, cold cache": lambda: fresh_process(f"import ot_numba; {SOLVE}", tempfile.mkdtemp(dir=folder)),
+        }
+        times = in_turn(samples, args.rounds)
+    print("\nNew process, import of ot_numba and of what it loads included")
+    show(times, [])
+    for name, limit in (("import", 0.25), ("solve, warm cache", 1.0), ("solve, cold cache", 8.0)):
+        print(f"    {name}: {median(times[name]):.3f} s   target {limit:g}: {'met' if median(times[name]) <= limit else 'MISSED'}")
+
+
+def fresh_process(code: str, cache: str) -> float:
+    """Seconds that code takes in a new interpreter, whose own start does not count."""
+    code = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+    environment = {**os.environ, "OT_NUMBA_CACHE_DIR": cache}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    return float(out.stdout.split()[-1])
+
+
+def exp(args: argparse.Namespace) -> None:
+    """Power of two and exponential against NumPy's, in cache."""
+    from benchmarks.vecmath import power_map
+
+    for dtype, target in (("float64", 1.7), ("float32", 2.2)):
+        x = np.random.default_rng(args.seed).uniform(-30, 0, 4096).astype(dtype)
+        out = np.empty_like(x)
+        calls = {"ot_numba exp2": power_map("exp2_fast"), "ot_numba exp": power_map("exp"), "numpy.exp": np.exp}
+        samples = {}
+        for name, call in calls.items():
+            call(x, out)
+            samples[name] = partial(repeated, partial(call, x, out), 10_000)
+        print(f"\n{len(x)} values, {dtype}")
+        show(in_turn(samples, args.rounds), [("ot_numba exp2", "numpy.exp", target)])
+
+
+def repeated(call: Callable[[], object], times: int) -> float:
+    return timing.seconds(lambda: [call() for _ in range(times)]) / times
+
+
+def main() -> None:
+    suites = {f.__name__: f for f in (iteration, online, tolerance, threads, startup, exp)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(suites)}; all if none is named")
+    parser.add_argument("--n", type=int, nargs="+", default=[1000, 4000], help="points a side")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=30.0, help="longest run to a residual, in seconds")
+    parser.add_argument("--family", default="clouds", choices=["clouds", "squares", "colours"])
+    parser.add_argument("--library", nargs="+", choices=list(peers.ADAPTERS), help="only these")
+    args = parser.parse_args()
+    unknown = set(args.suites) - set(suites)
+    if unknown:
+        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(suites)}")
+    warnings.filterwarnings("ignore")  # peers warn of what they are asked to do here
+    for name in args.suites or suites:
+        suites[name](args)
+
+
+if __name__ == "__main__":
+    main()
