@@ -205,9 +205,9 @@ class GibbsKernel:
             return None, backward
         return (forward[0] if len(forward) == 1 else self.xp.concat(forward)), backward
 
-    def plan(self, F: Array, G: Array, floor: float | None = None) -> Array:
+    def plan(self, F: Array, G: Array, floor: float | None = None, dtype: str | None = None) -> Array:
         """Dense plan, zero where the exponent is below `floor` bits (default: the smallest normal number)."""
-        parts = [self.kernels.plan(data, F[lo:hi], G, floor) for lo, hi, data in self._tiles()]
+        parts = [self.kernels.plan(data, F[lo:hi], G, floor, dtype) for lo, hi, data in self._tiles()]
         return parts[0] if len(parts) == 1 else self.xp.concat(parts)
 
     def mass_histogram(self, F: Array, G: Array) -> Array:

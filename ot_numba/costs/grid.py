@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace, device_of
+from ..arrays.namespaces import array_namespace, device_of, namespace_of
 from ..arrays.validation import as_float_array, check_real, common_dtype
 from ..kernels import CostData
 from ..kernels.contract import DENSE
 from .base import Cost
 from .gibbs import LOG2E, GibbsKernel
+from .matrix import CostMatrix
 
 Array = Any
 
@@ -25,22 +26,35 @@ class Grid(Cost):
     Parameters
     ----------
     x : sequence of array_like, or sequence of int
-        Coordinates of the source grid along each axis. Integers give the number of nodes, equally spaced on [0, 1].
-    y : the same, optional
+        Coordinates of the source grid along each axis, in any order. An integer gives the number of nodes,
+        equally spaced on [0, 1] (a single one stands at 0). Never written to.
+    y : sequence of array_like, or sequence of int, optional
         Target grid, default `x`. It must have as many axes.
     power : float, default 2
         p > 0.
 
+    Attributes
+    ----------
+    x, y : list of array
+        Coordinates along each axis.
+    row_grid, column_grid : tuple of int
+        Numbers of nodes along each axis of the source and the target grid.
+    axis_costs : list of array
+        :math:`|x_k - y_k|^p` along each axis.
+
     Raises
     ------
     ValueError
-        If an axis is empty or not finite, or if the numbers of axes differ.
+        If an axis is empty or not finite, if the numbers of axes differ, if `power` is not in (0, inf), or if
+        the cost overflows.
+    TypeError
+        If `x` or `y` is not a list or tuple, or an axis is complex, sparse or no numbers.
 
     Notes
     -----
-    With n_k nodes along axis k and n in all, one Sinkhorn iteration takes O(n \sum_k n_k) time, instead of O(n^2), and
-    O(n) memory; all in the log domain, so that zero weights and any `reg` are fine. Dense and sparse plans are
-    evaluated in tiles of rows and take O(n^2) time.
+    With n_k nodes along axis k and n in all, one Sinkhorn iteration takes O(n \sum_k n_k) time, instead of O(n^2),
+    and O(n) memory; all in the log domain, so that zero weights and any `reg` are fine. Dense and sparse plans
+    are evaluated in tiles of rows and take O(n^2) time.
 
     References
     ----------
@@ -59,47 +73,63 @@ class Grid(Cost):
     direct = False
 
     def __init__(self, x: Any, y: Any = None, power: float = 2.0) -> None:
-        self.power = check_real(power, "power", low=0, low_open=True)
+        self.power = check_real(power, "power", low=0, high=math.inf, low_open=True, high_open=True)
         axes_x = _as_axes(x, "x")
         axes_y = axes_x if y is None else _as_axes(y, "y")
         if len(axes_x) != len(axes_y):
-            raise ValueError(f"x and y must have the same number of axes, got {len(axes_x)} and {len(axes_y)}")
+            raise ValueError(f"x and y must have as many axes, got {len(axes_x)} and {len(axes_y)}")
         self.xp = array_namespace(*axes_x, *axes_y)
         self.dtype = common_dtype(*axes_x, *axes_y)
-        options = {"ndim": 1, "xp": self.xp, "dtype": self.dtype}
+        given = [axis for axis in (*axes_x, *axes_y) if namespace_of(axis) is not None]
+        self.device = device_of(given[0] if given else axes_x[0])
+        options = {"ndim": 1, "xp": self.xp, "dtype": self.dtype, "device": self.device}
         self.x = [as_float_array(axis, f"x[{k}]", **options) for k, axis in enumerate(axes_x)]
         self.y = [as_float_array(axis, f"y[{k}]", **options) for k, axis in enumerate(axes_y)]
-        self.device = device_of(self.x[0])
         self.row_grid = tuple(axis.shape[0] for axis in self.x)
         self.column_grid = tuple(axis.shape[0] for axis in self.y)
         self.shape = (math.prod(self.row_grid), math.prod(self.column_grid))
-        xp = self.xp
-        self.axis_costs = []
-        for u, v in zip(self.x, self.y, strict=True):
-            distance = xp.abs(xp.astype(u, xp.float64)[:, None] - xp.astype(v, xp.float64)[None, :])
-            self.axis_costs.append(xp.astype(distance**self.power, self.dtype))
+        self.axis_costs = self._axis_costs()
+
+    def _axis_costs(self) -> list[Array]:
+        xp, costs = self.xp, []
+        room = math.log2(float(xp.finfo(self.dtype).max) / len(self.x))
+        for k, (u, v) in enumerate(zip(self.x, self.y, strict=True)):
+            u, v = xp.astype(u, xp.float64), xp.astype(v, xp.float64)
+            reach = max(float(xp.max(xp.abs(u))), float(xp.max(xp.abs(v))))
+            if reach > 0 and self.power * (1 + math.log2(reach)) >= room:
+                raise ValueError(f"axis {k} reaches {reach:.3g}: a cost with power={self.power:g} would overflow")
+            costs.append(xp.astype(xp.abs(u[:, None] - v[None, :]) ** self.power, self.dtype))
+        return costs
 
     def data(self, k: float) -> CostData:
         """The whole of ``k C``, stored: O(n m) memory."""
         return self.tile_data(0, self.shape[0], k)
 
     def rows(self, lo: int, hi: int) -> Array:
-        """Dense rows ``lo:hi`` of C."""
-        xp = self.xp
-        index = xp.arange(lo, hi, device=self.device)
-        total = xp.zeros((hi - lo, *self.column_grid), dtype=self.dtype, device=self.device)
-        stride = self.shape[0]
-        for k, (size, cost) in enumerate(zip(self.row_grid, self.axis_costs, strict=True)):
-            stride //= size
-            block = xp.take(cost, (index // stride) % size, axis=0)
-            shape = [1] * (1 + len(self.column_grid))
-            shape[0], shape[k + 1] = hi - lo, self.column_grid[k]
-            total = total + xp.reshape(block, tuple(shape))
-        return xp.reshape(total, (hi - lo, self.shape[1]))
+        """Dense rows ``lo:hi`` of C, a new array."""
+        return self._block(self.xp.arange(lo, hi, device=self.device), None)
 
-    def subset(self, rows: Array | None, columns: Array | None) -> Grid:
-        """A grid has no subsets: zero weights are handled where they stand."""
-        return self
+    def _block(self, rows: Array | None, columns: Array | None) -> Array:
+        """Dense entries of selected rows and columns (None keeps all)."""
+        xp = self.xp
+        rows = xp.arange(self.shape[0], device=self.device) if rows is None else rows
+        strides = self.shape[0], self.shape[1]
+        total = 0.0
+        for k, cost in enumerate(self.axis_costs):
+            strides = strides[0] // self.row_grid[k], strides[1] // self.column_grid[k]
+            block = xp.take(cost, (rows // strides[0]) % self.row_grid[k], axis=0)
+            if columns is None:
+                ones = [1] * len(self.column_grid)
+                ones[k] = self.column_grid[k]
+                block = xp.reshape(block, (rows.shape[0], *ones))
+            else:
+                block = xp.take(block, (columns // strides[1]) % self.column_grid[k], axis=1)
+            total = total + block
+        return xp.reshape(total, (rows.shape[0], -1))
+
+    def subset(self, rows: Array | None, columns: Array | None) -> Cost:
+        """The cost between selected nodes, stored: O(n m) memory; the grid itself if nothing is selected."""
+        return self if rows is None and columns is None else CostMatrix(self._block(rows, columns))
 
     @property
     def T(self) -> Grid:
@@ -116,8 +146,9 @@ class Grid(Cost):
         return GridGibbsKernel(self, reg)
 
     def apply(self, v: Array) -> Array:
-        """``C @ v`` for v (m,) or (m, p), in float64: a sum over the axes."""
+        """``C @ v`` for v (m,) or (m, p), float64: a sum over the axes, in O((n + m) p) time and memory."""
         xp = self.xp
+        v = self._vectors(v)
         columns = xp.reshape(xp.astype(v, xp.float64), (*self.column_grid, -1))
         total = xp.zeros((*self.row_grid, columns.shape[-1]), dtype=xp.float64, device=self.device)
         dims = len(self.row_grid)
@@ -195,6 +226,16 @@ class GridGibbsKernel(GibbsKernel):
         row_error = self._half_step(F, self.row_logsumexp(G), a, offsets[0], damping[0], relaxation)
         return row_error, self._half_step(G, self.column_logsumexp(F), b, offsets[1], damping[1], relaxation)
 
+    def rows(self, F: Array, G: Array, a: Array, offset: Array, damping: float = 1.0) -> tuple[float, Array]:
+        """The row half of an iteration, in place: the row error before it and the column sums after."""
+        error = self._half_step(F, self.row_logsumexp(G), a, offset, damping, 1.0)
+        return error, self._exp2_sum(G, self.column_logsumexp(F))
+
+    def pair(self, F: Array, G: Array, v: Array, w: Array) -> tuple[Array, Array]:
+        """``(t, P' (w t))`` for ``t = P v``, float64."""
+        t = self.products(F, G, V=v[:, None])[0][:, 0]
+        return t, self.products(F, G, U=(w * t)[:, None])[1][:, 0]
+
     def _exp2_sum(self, F: Array, lse: Array) -> Array:
         xp = self.xp
         return xp.exp((xp.astype(F, xp.float64) + xp.astype(lse, xp.float64)) / LOG2E)
@@ -250,7 +291,8 @@ def _as_axes(axes: Any, name: str) -> list[Any]:
         if isinstance(axis, (int, np.integer)) and not isinstance(axis, bool):
             if axis < 1:
                 raise ValueError(f"{name}[{k}] must be >= 1, got {axis}")
-            out.append(np.linspace(0.0, 1.0, int(axis)) if axis > 1 else np.zeros(1))
+            out.append(np.linspace(0.0, 1.0, int(axis)).tolist())  # a list goes with any library
         else:
+            namespace_of(axis, f"{name}[{k}]")
             out.append(axis)
     return out

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, device_of, is_numpy
-from ..arrays.validation import as_float_array, common_dtype
+from ..arrays.validation import as_float_array
 from ..kernels import CostData
 from ..kernels.contract import DENSE
 from .base import Cost
@@ -72,20 +72,33 @@ class CostMatrix(Cost):
     has_transpose = False
 
     def __init__(self, C: Any) -> None:
+        C = as_float_array(C, "C", ndim=2, allow_inf=True)
         self.xp = array_namespace(C)
-        C = as_float_array(C, "C", ndim=2, xp=self.xp, dtype=common_dtype(C), allow_inf=True)
-        self._lowest = float(self.xp.min(C))
+        self._hold(as_kernel_input(self.xp, C))
         if math.isinf(self._lowest):
             raise ValueError("C must have at least one finite entry, got only inf")
-        self.C = as_kernel_input(self.xp, C)
+
+    def _hold(self, C: Array) -> None:
+        self.C = C
         self.shape = (C.shape[0], C.shape[1])
         self.dtype = C.dtype
         self.device = device_of(C)
+
+    def _like(self, C: Array) -> CostMatrix:
+        """Another cost from entries of this one, which need no second check."""
+        other = object.__new__(CostMatrix)
+        other.xp = self.xp
+        other._hold(np.ascontiguousarray(C) if is_numpy(self.xp) else self.xp.asarray(C, copy=True))
+        return other
 
     @cached_property
     def finite(self) -> bool:
         """Whether no pair is forbidden."""
         return math.isfinite(self._highest)
+
+    @cached_property
+    def _lowest(self) -> float:
+        return float(self.xp.min(self.C))
 
     @cached_property
     def _highest(self) -> float:
@@ -104,17 +117,18 @@ class CostMatrix(Cost):
         return self.xp.asarray(self.C, copy=True)
 
     def subset(self, rows: Array | None, columns: Array | None) -> CostMatrix:
-        """The cost between selected rows and columns; a copy."""
+        """The cost between selected rows and columns (index arrays; None keeps all); a copy if any are given."""
         C = self.C if rows is None else self.xp.take(self.C, rows, axis=0)
-        return CostMatrix(C if columns is None else self.xp.take(C, columns, axis=1))
+        C = C if columns is None else self.xp.take(C, columns, axis=1)
+        return self if C is self.C else self._like(C)
 
     @property
     def T(self) -> CostMatrix:
         """The transposed cost; a copy."""
-        return CostMatrix(self.C.T)
+        return self._like(self.C.T)
 
     def bounds(self) -> tuple[float, float]:
-        """Smallest and largest finite entry."""
+        """Smallest and largest finite entry; inf in a subset without any."""
         return self._lowest, self._highest if self.finite else self._highest_finite
 
     @cached_property

@@ -2,5 +2,6 @@
 
 from .result import TransportResult
 from .sinkhorn import sinkhorn
+from .solve import solve
 
-__all__ = ["TransportResult", "sinkhorn"]
+__all__ = ["TransportResult", "sinkhorn", "solve"]

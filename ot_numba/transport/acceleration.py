@@ -28,7 +28,7 @@ class Relaxation:
     """
 
     window = 10
-    largest = 1.97
+    largest = 1.99
 
     def __init__(self) -> None:
         self.factor = 1.0
@@ -45,10 +45,10 @@ class Relaxation:
         rate = (error / errors[-1 - window]) ** (1 / window)
         if w > 1 and error > 3 * errors[-2 * window]:
             self._change(1 + 0.8 * (w - 1))
-        elif w - 1 + 1e-3 < rate < 1 and abs(rate - self._previous_rate) < 0.3 * (1 - rate) + 1e-3:
-            squared = min((rate + w - 1) ** 2 / (rate * w * w), 0.99999)
+        elif w - 1 < rate < 1 and abs(rate - self._previous_rate) < 0.3 * (1 - rate) + 1e-4:
+            squared = min((rate + w - 1) ** 2 / (rate * w * w), 0.999999)
             better = min(2 / (1 + math.sqrt(1 - squared)), self.largest)
-            if better > w + 0.02:
+            if 2 - better < 0.85 * (2 - w):
                 self._change(better)
         self._previous_rate = rate
 

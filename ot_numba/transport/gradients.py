@@ -329,7 +329,8 @@ def plan_vjp(
         if not solution.converged:
             report_failure(
                 f"conjugate gradients reached a relative residual of {solution.residual:.1e} in "
-                f"{solution.n_iter} iterations, tol={tol:g}; use solver='cholesky', a larger reg, or a larger tol or max_iter",
+                f"{solution.n_iter} iterations, tol={tol:g}; use solver='cholesky', a larger reg, or a "
+                "larger tol or max_iter",
                 on_fail,
             )
     pair = system.expand(sums[sides[0]], second), second
@@ -351,7 +352,8 @@ def plan_vjp(
 class _Optimality:
     """The system ``[diag(r), P; P', diag(c)]`` by its Schur complement on the columns.
 
-    r = P 1 (1 + s1) and c = P' 1 (1 + s2), with s = reg / rho, 0 for a hard constraint. Unknowns of empty rows and columns are 0: their diagonal entry is taken as 1.
+    r = P 1 (1 + s1) and c = P' 1 (1 + s2), with s = reg / rho, 0 for a hard constraint. Unknowns of empty
+    rows and columns are 0: their diagonal entry is taken as 1.
     """
 
     def __init__(self, xp: Any, P: Array, extra: list[float], balanced: bool) -> None:
@@ -417,8 +419,8 @@ def _solve_positive(xp: Any, S: Array, right: Array) -> Array:
         )
     except LinAlgError:
         raise ValueError(
-            "result has a plan that falls into blocks without a link in the range of the dtype: its derivatives "
-            "are not determined; use a larger reg, or solver='cg'"
+            "result has a plan that falls into blocks without a link in the range of the dtype: its "
+            "derivatives are not determined; use a larger reg, or solver='cg'"
         ) from None
 
 

@@ -54,6 +54,11 @@ class Problem:
         """Total weights."""
         return _total(self.xp, self.a), _total(self.xp, self.b)
 
+    @property
+    def mass(self) -> float:
+        """Mass that marginal errors are relative to."""
+        return max(self.masses)
+
     @cached_property
     def support(self) -> tuple[Array | None, Array | None]:
         """Indices of the positive weights of each side; None where all are (or the cost handles zeros itself)."""

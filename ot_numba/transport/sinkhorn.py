@@ -15,12 +15,17 @@ from .acceleration import Anderson, Relaxation
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
 from .sweeps import AbsorbedSweep, LogSweep
+from .truncated_newton import TruncatedNewton
 
 Array = Any
 METHODS = ("auto", "log", "kernel")
 ONLINE_KERNEL_BYTES = 1 << 28  #: largest kernel that "auto" stores for a cost which is not stored itself
-STAGE_RATIO = 4.0
-STAGE_ITERATIONS = 3
+FIRST_STAGE = 0.25  #: first regularisation of the automatic schedule, relative to the range of the cost
+STAGE_RATIO = 2.0
+STAGE_ITERATIONS = 5
+STAGE_ERROR = 0.05  #: relative marginal error that ends a stage early
+SHORT_RANGE = 100.0  #: range of the cost over reg up to which no schedule is worth its passes
+PATIENCE = 15  #: predicted iterations above which truncated Newton steps are cheaper
 #: Rounding floor of the marginal error, relative to (range of the cost) / reg; and its smallest value.
 FLOOR = {"float64": (1e-17, 1e-15), "float32": (3e-9, 1.5e-6)}
 
@@ -93,17 +98,20 @@ def sinkhorn(
         ``"log"`` evaluates every exponential in every iteration; nothing of size n x m is stored. ``"kernel"`` stores
         :math:`\exp((f + g - C)/reg)` with the potentials absorbed, n m numbers, and iterates by scalings; it absorbs
         again when the scalings grow and takes a step in the log domain if one leaves the range of the dtype. Both are
-        stable at any `reg`. ``"auto"`` takes the kernel if it fits: a quarter of the physical memory beside a stored
-        cost, 256 MB beside a cost that is evaluated on the fly.
+        stable at any `reg`. ``"auto"`` iterates on the kernel if it fits (a quarter of the physical memory beside a
+        stored cost, 256 MB beside a cost that is evaluated on the fly), in the log domain otherwise, and where the
+        rate predicts many more iterations it goes on with truncated Newton steps on the semi-dual (unless `relaxation`
+        or `anderson` asks for something else), each product with the Hessian counted as an iteration.
     unbalanced : float or pair of float, optional
         Strengths :math:`\rho_1, \rho_2 > 0` of the marginal penalties, in the units of the cost; ``inf`` or None in a
         pair keeps that marginal a constraint. The constant shift of the potentials, the slow mode at large rho, is
         optimised exactly in every iteration.
     reg_schedule : "auto", None or sequence of float
-        Decreasing regularisations to pass on the way to `reg`, a few iterations each. ``"auto"``: from a quarter of the
-        range of the cost, by factors of 4; not when there is an `init`.
+        Decreasing regularisations to pass on the way to `reg`, up to five iterations each. ``"auto"``: from a quarter
+        of the range of the cost, by factors of 2; none if there is an `init` or the range is below 100 `reg`.
     relaxation : "auto" or float
-        Over-relaxation factor in [1, 2); ``"auto"`` estimates the best one from the observed rate.
+        Over-relaxation factor in [1, 2); ``"auto"`` estimates the best one from the observed rate (and is not needed
+        with ``method="auto"``, see there).
     anderson : int
         Memory of Anderson acceleration (5 to 10 is usual), 0 for none. A step that lowers the dual is undone. Replaces
         over-relaxation.
@@ -193,8 +201,9 @@ def _schedule(reg_schedule: Any, problem: Problem, warm: bool) -> list[float]:
     if isinstance(reg_schedule, str):
         check_choice(reg_schedule, "reg_schedule", ("auto",))
         low, high = problem.cost.bounds()
-        first = (high - low) / STAGE_RATIO
-        count = 0 if warm or first <= reg else math.ceil(math.log(first / reg, STAGE_RATIO) - 1e-9)
+        first = FIRST_STAGE * (high - low)
+        short = warm or high - low <= SHORT_RANGE * reg
+        count = 0 if short else math.ceil(math.log(first / reg, STAGE_RATIO) - 1e-9)
         return [first / STAGE_RATIO**i for i in range(count)]
     stages = [check_real(value, "reg_schedule", low=reg) for value in reg_schedule]
     if any(later > earlier for earlier, later in zip(stages, stages[1:], strict=False)):
@@ -235,7 +244,7 @@ class _Solver:
         slope, smallest = FLOOR[str(problem.cost.dtype).rpartition(".")[2]]
         self.floor = max(smallest, slope * (high - low) / problem.reg)
         self.asked, self.tol = tol, max(tol, self.floor)
-        self.mass = problem.masses[0] if problem.balanced else max(problem.masses)
+        self.mass = problem.mass
         self.n_iter = 0
         self.history: list[Progress] = []
         self.bar = _progress_bar(max_iter) if progress else None
@@ -259,11 +268,22 @@ class _Solver:
                 # only the first potentials can be far off; a cold start at a small reg needs both exact transforms
                 exact = 0 if sweep is not None else 2 if start is None and last else 1
                 sweep = kind(self.inner, self.inner.cost.gibbs(reg), f, g, exact)
-                if last:
-                    status = self._anderson(sweep, anderson) if anderson else self._relaxed(sweep, relaxation)
+                if last and anderson:
+                    status = self._anderson(sweep, anderson)
+                elif last:
+                    newton = method == "auto" and relaxation == "auto"
+                    status = self._relaxed(sweep, 1.0 if newton else relaxation, PATIENCE if newton else math.inf)
+                    if status == "slow":
+                        f, g = sweep.potentials()
+                        sweep = None  # its kernel may be large
+                        sweep = LogSweep(self.inner, self.inner.cost.gibbs(reg), f, g, 0)
+                        status = self._newton(sweep)
                 else:
                     for _ in range(min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
-                        self._tell(sweep, sweep.iterate()[0])
+                        error = sweep.iterate()[0]
+                        self._tell(sweep, error)
+                        if error <= STAGE_ERROR * self.mass:
+                            break
                     f, g = sweep.potentials()
         except StopIteration:
             pass
@@ -272,20 +292,20 @@ class _Solver:
                 self.bar.close()
         return self._report(sweep, status)
 
-    def _fits(self) -> bool:
+    def _fits(self, itemsize: int | None = None) -> bool:
         """Whether a kernel may be stored."""
         n, m = self.inner.cost.shape
-        size = n * m * (4 if "float32" in str(self.inner.cost.dtype) else 8)
+        size = n * m * (itemsize or (4 if "float32" in str(self.inner.cost.dtype) else 8))
         if isinstance(self.inner.cost, CostMatrix):
             return size <= _physical_memory() // 4
         return not isinstance(self.inner.cost, Grid) and size <= ONLINE_KERNEL_BYTES
 
-    def _tell(self, sweep: LogSweep, error: float) -> None:
-        """Count one iteration; every `check_every`, record it and let the callback see it."""
-        self.n_iter += 1
+    def _tell(self, sweep: LogSweep, error: float, passes: int = 1) -> None:
+        """Count iterations; every `check_every`, record them and let the callback see them."""
+        before, self.n_iter = self.n_iter, self.n_iter + passes
         if self.bar is not None:
-            self.bar.update()
-        if self.n_iter % self.check_every:
+            self.bar.update(passes)
+        if self.n_iter // self.check_every == before // self.check_every:
             return
         reg = sweep.gibbs.reg
         self.history.append(Progress(self.n_iter, reg, error / self.mass))
@@ -295,10 +315,11 @@ class _Solver:
             self.callback(State(self.n_iter, reg, error / self.mass, sweep.potentials))
         sweep.maintain()
 
-    def _relaxed(self, sweep: LogSweep, relaxation: str | float) -> str:
-        """Over-relaxed iterations at the target regularisation; returns the status."""
+    def _relaxed(self, sweep: LogSweep, relaxation: str | float, patience: float) -> str:
+        """Over-relaxed iterations at the target regularisation; the status, "slow" if more than `patience` are due."""
         adaptive = Relaxation() if relaxation == "auto" else None
         watch = _Watch(self)
+        errors: list[float] = []
         while self.n_iter < self.max_iter:
             factor = adaptive.factor if adaptive else relaxation
             row_error, column_error = sweep.iterate(factor)
@@ -308,6 +329,24 @@ class _Solver:
             if adaptive:
                 adaptive.observe(error)
             status = watch.status(sweep, error, plain=factor == 1)
+            if status:
+                return status
+            errors.append(error / self.mass)
+            if len(errors) > 5 and _iterations_left(errors[-6:], self.tol) > patience:
+                return "slow"
+        return "max_iter"
+
+    def _newton(self, sweep: LogSweep) -> str:
+        """Truncated Newton steps at the target regularisation; returns the status."""
+        newton = TruncatedNewton(sweep, store=self._fits(4))
+        watch = _Watch(self)
+        error, seen = newton.error(), 0
+        while self.n_iter < self.max_iter:
+            newton.step(self.tol * self.mass)
+            error = newton.error()
+            self._tell(sweep, error, newton.products - seen)
+            seen = newton.products
+            status = watch.status(sweep, error, plain=True)
             if status:
                 return status
         return "max_iter"
@@ -326,7 +365,7 @@ class _Solver:
             status = watch.status(sweep, error, plain=True)
             if status:
                 return status
-            merit = sweep.half_step_dual(before) if self.problem.balanced else -error
+            merit = sweep.dual(before) if self.problem.balanced else -error
             if after is not None and merit < best - 1e-12 * abs(best):
                 acceleration.clear()
                 before, after = after, None
@@ -416,8 +455,16 @@ class _Solver:
             return advice
         steps = tail[-1].n_iter - tail[0].n_iter
         rate = (tail[-1].marginal_error / tail[0].marginal_error) ** (1 / steps)
-        more = math.log(self.tol / error) / math.log(rate)
+        more = math.log(self.tol / error) / math.log(rate) if error > self.tol else 0
         return f"the error shrinks by {rate:.5f} per iteration, about {math.ceil(more)} more are needed; {advice}"
+
+
+def _iterations_left(errors: list[float], tol: float) -> float:
+    """Iterations to `tol` at the rate of the last few."""
+    if not 0 < errors[-1] < errors[0]:
+        return math.inf
+    rate = (errors[-1] / errors[0]) ** (1 / (len(errors) - 1))
+    return math.log(tol / errors[-1]) / math.log(rate)
 
 
 class _Watch:

@@ -52,24 +52,18 @@ class LogSweep:
 
     def best_shift(self, F: Array, G: Array) -> float:
         r"""Shift t of (f + t, g - t), in bits, that maximises the unbalanced dual: the slow mode at large rho."""
-        logs = []
-        for bits, offset, weights, rho in zip(
-            (F, G), self.offsets, (self.problem.a, self.problem.b), self.problem.rho, strict=True
-        ):
-            logs.append(self._log_mass(bits, offset, weights, rho))
         first, second = self.problem.rho
         harmonic = 1 / (1 / first + 1 / second)
-        return self.gibbs.k * harmonic * (logs[0] - logs[1])
+        return self.gibbs.k * harmonic * (self._log_mass(F, 0) - self._log_mass(G, 1))
 
-    def _log_mass(self, bits: Array, offset: Array, weights: Array, rho: float) -> float:
-        """``log sum_i a_i exp(-f_i / rho)``."""
-        xp = self.gibbs.xp
-        positive = weights > 0
-        dual = xp.where(positive, xp.astype(bits, xp.float64) - offset, xp.zeros_like(bits)) / self.gibbs.k
-        exponent = -dual / rho
-        exponent = xp.where(positive, exponent, xp.full_like(exponent, -math.inf))
+    def _log_mass(self, bits: Array, side: int) -> float:
+        """``log sum_i a_i exp(-f_i / rho)``; what it is for rho = inf."""
+        xp, rho = self.gibbs.xp, self.problem.rho[side]
+        weights = xp.astype((self.problem.a, self.problem.b)[side], xp.float64)
+        exponent = -self._dual(bits, side) / (self.gibbs.k * rho)
+        exponent = xp.where(weights > 0, exponent, xp.full_like(exponent, -math.inf))
         top = float(xp.max(exponent))
-        return top + math.log(float(xp.sum(xp.astype(weights, xp.float64) * xp.exp(exponent - top))))
+        return top + math.log(float(xp.sum(weights * xp.exp(exponent - top))))
 
     def bits(self) -> tuple[Array, Array]:
         """Potentials in bits."""
@@ -89,17 +83,53 @@ class LogSweep:
         F, G = self.bits()
         return self.gibbs.unfold(F, self.offsets[0]), self.gibbs.unfold(G, self.offsets[1])
 
-    def half_step_dual(self, G: Array) -> float:
-        """Balanced dual, in bits, at the row potential and a G from which it is the exact half step."""
+    def set_bits(self, F: Array, G: Array) -> None:
+        """Go on from other potentials in bits."""
+        self.F, self.G = self.gibbs.xp.asarray(F, copy=True), G
+
+    def half_step(self) -> Array:
+        """The row update alone; column sums of the plan, float64."""
+        return self.gibbs.rows(self.F, self.G, self.problem.a, self.offsets[0], self.damping[0])[1]
+
+    @property
+    def mass(self) -> float:
+        """Mass that errors are relative to."""
+        return self.problem.mass
+
+    def row_target(self) -> Array:
+        """Row marginal that the optimality conditions ask for."""
+        return self._target(self.F, 0)
+
+    def column_target(self) -> Array:
+        """Column marginal that the optimality conditions ask for."""
+        return self._target(self.G, 1)
+
+    def _target(self, bits: Array, side: int) -> Array:
+        xp, rho = self.gibbs.xp, self.problem.rho[side]
+        weights = xp.astype((self.problem.a, self.problem.b)[side], xp.float64)
+        if math.isinf(rho):
+            return weights
+        return weights * xp.exp(-self._dual(bits, side) / (self.gibbs.k * rho))
+
+    def _dual(self, bits: Array, side: int) -> Array:
+        """Potential times k, float64; 0 where the weight is 0."""
         xp = self.gibbs.xp
-        total = 0.0
-        for bits, offset, weights in zip(
-            (self.bits()[0], G), self.offsets, (self.problem.a, self.problem.b), strict=True
-        ):
-            positive = weights > 0
-            dual = xp.where(positive, xp.astype(bits, xp.float64) - offset, xp.zeros_like(bits))
-            total += float(xp.sum(dual * xp.astype(weights, xp.float64)))
-        return total
+        positive = (self.problem.a, self.problem.b)[side] > 0
+        offset = xp.where(positive, self.offsets[side], xp.zeros_like(bits))
+        bits = xp.where(positive, bits, xp.zeros_like(bits))
+        return xp.astype(bits, xp.float64) - xp.astype(offset, xp.float64)
+
+    def dual(self, G: Array | None = None) -> float:
+        """Dual objective over reg, up to a constant, at rows that are optimal for G (default: the current G)."""
+        xp, total = self.gibbs.xp, 0.0
+        F, current = self.bits()
+        for side, bits in enumerate((F, current if G is None else G)):
+            rho, weights = self.problem.rho[side], (self.problem.a, self.problem.b)[side]
+            if math.isinf(rho):
+                total += float(xp.sum(self._dual(bits, side) * xp.astype(weights, xp.float64))) / LOG2E
+            else:
+                total -= rho / self.gibbs.reg * float(xp.sum(self._target(bits, side)))
+        return total - float(xp.sum(self._target(F, 0)))
 
     def maintain(self) -> None:
         """Keep the state in the range of the dtype; called every few iterations."""

@@ -207,12 +207,14 @@ def products(
     )
 
 
-def plan(cost: CostData, F: np.ndarray, G: np.ndarray, floor: float | None = None) -> np.ndarray:
+def plan(
+    cost: CostData, F: np.ndarray, G: np.ndarray, floor: float | None = None, dtype: str | None = None
+) -> np.ndarray:
     """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
     n, m = cost.shape
     count, rows = _blocks(n, m)
-    out = np.empty((n, m), F.dtype)
-    limit = F.dtype.type(np.finfo(F.dtype).minexp if floor is None else floor)
+    out = np.empty((n, m), dtype or F.dtype)
+    limit = F.dtype.type(np.finfo(out.dtype).minexp if floor is None else floor)
     arguments = _arguments(cost)
 
     def task(lo: int, hi: int) -> None:
@@ -305,6 +307,7 @@ def warmup(dtypes: Iterable[str] = ("float64", "float32")) -> None:
         _, column = sinkhorn_rows(cost, F, G, w, F.copy())
         sinkhorn_columns(column, w, G, G.copy())
         K = plan(cost, F, G)
+        plan(cost, F, G, dtype="float32")
         _, column = absorbed_rows(K, np.ones(8, dtype), np.ones(8, dtype), w)
         absorbed_columns(column, np.ones(8, dtype), w)
         absorbed_pair(K, w, w)

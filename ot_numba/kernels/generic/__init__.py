@@ -254,16 +254,16 @@ def _lowest(xp: Any, dtype: Any) -> float:
     return math.log2(float(xp.finfo(dtype).smallest_normal))
 
 
-def plan(cost: CostData, F: Array, G: Array, floor: float | None = None) -> Array:
+def plan(
+    cost: CostData, F: Array, G: Array, floor: float | None = None, dtype: str | None = None
+) -> Array:
     """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
     xp = array_namespace(F)
-    floor = _lowest(xp, F.dtype) if floor is None else floor
-    out = xp.empty(cost.shape, dtype=F.dtype, device=device(F))
-    for lo, hi in _row_blocks(*cost.shape):
-        z = _exponents(cost, F, G, lo, hi)
-        P = _exp2(xp, z)
-        out[lo:hi, :] = xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), F.dtype)
-    return out
+    z = _exponents(cost, F, G, 0, cost.shape[0])
+    dtype = F.dtype if dtype is None else getattr(xp, dtype)
+    floor = math.log2(xp.finfo(dtype).smallest_normal) if floor is None else floor
+    P = _exp2(xp, z)
+    return xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), dtype)
 
 
 def pairwise_cost(metric: int, x: Array, y: Array, power: float = 1.0) -> Array:
