@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from ..arrays.validation import as_float_array
 from ..kernels import CostData, kernels_for
 from .gibbs import TILE_ENTRIES, GibbsKernel
 
@@ -82,9 +83,16 @@ class Cost(ABC):
         """``C @ v`` for v (m,) or (m, p), in float64; O((n + m) p) memory beyond one tile of rows."""
         xp = self.xp
         n, m = self.shape
-        v = xp.astype(v, xp.float64)
+        v = self._vectors(v)
         step = max(1, TILE_ENTRIES // m)
         parts = [
             xp.astype(self.rows(lo, min(n, lo + step)), xp.float64) @ v for lo in range(0, n, step)
         ]
         return xp.concat(parts)
+
+    def _vectors(self, v: Any) -> Array:
+        """One vector (m,), or several as columns (m, p), in float64."""
+        v = as_float_array(v, "v", ndim=(1, 2), xp=self.xp, dtype=self.xp.float64, device=self.device)
+        if v.shape[0] != self.shape[1]:
+            raise ValueError(f"v must have {self.shape[1]} rows, one for each target, got shape {tuple(v.shape)}")
+        return v

@@ -206,8 +206,8 @@ class GridGibbsKernel(GibbsKernel):
         dual = xp.where(positive, old - start, xp.zeros_like(old))  # k f
         target = xp.astype(weights, xp.float64)
         if damping != 1:
-            target = target * xp.exp(-dual * (1 / damping - 1) / LOG2E)
-        error = float(xp.sum(xp.abs(xp.exp((old + lse) / LOG2E) - target)))
+            target = target * _exp2(xp, -dual * (1 / damping - 1))
+        error = float(xp.sum(xp.abs(_exp2(xp, old + lse) - target)))
         moved = start + dual + relaxation * (-damping * lse - dual)
         potential[...] = xp.astype(xp.where(positive, moved, xp.full_like(moved, -math.inf)), potential.dtype)
         return error
@@ -238,7 +238,7 @@ class GridGibbsKernel(GibbsKernel):
 
     def _exp2_sum(self, F: Array, lse: Array) -> Array:
         xp = self.xp
-        return xp.exp((xp.astype(F, xp.float64) + xp.astype(lse, xp.float64)) / LOG2E)
+        return _exp2(xp, xp.astype(F, xp.float64) + xp.astype(lse, xp.float64))
 
     def statistics(self, F: Array, G: Array) -> tuple[Array, Array, float]:
         """Row sums, column sums and ``<C, P>``, float64."""
@@ -281,6 +281,11 @@ class GridGibbsKernel(GibbsKernel):
                     column = column + sign * self._exp2_sum(outer, logsumexp(xp.astype(inner + logs, inner.dtype)))
             columns.append(column + xp.zeros(outer.shape[0], dtype=xp.float64, device=self.cost.device))
         return xp.stack(columns, axis=1)
+
+
+def _exp2(xp: Any, bits: Array) -> Array:
+    """``2**min(bits, 1023)`` for float64 bits."""
+    return xp.exp(xp.where(bits < 1023, bits, xp.full_like(bits, 1023)) / LOG2E)
 
 
 def _as_axes(axes: Any, name: str) -> list[Any]:

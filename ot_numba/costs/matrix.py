@@ -127,6 +127,12 @@ class CostMatrix(Cost):
         """The transposed cost; a copy."""
         return self._like(self.C.T)
 
+    def apply(self, v: Array) -> Array:
+        """``C @ v`` for v (m,) or (m, p), in float64; ValueError if a pair is forbidden."""
+        if not self.finite:
+            raise ValueError("C has infinite entries (forbidden pairs): C @ v is not defined")
+        return super().apply(v)
+
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest finite entry; inf in a subset without any."""
         return self._lowest, self._highest if self.finite else self._highest_finite

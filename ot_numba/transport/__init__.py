@@ -1,7 +1,7 @@
 """Entropic optimal transport: what users call."""
 
 from .result import TransportResult
-from .sinkhorn import sinkhorn
-from .solve import solve
+from ._sinkhorn import sinkhorn
+from ._solve import solve
 
 __all__ = ["TransportResult", "sinkhorn", "solve"]

@@ -14,7 +14,7 @@ from ..arrays.namespaces import array_namespace, device_of, is_numpy, to_numpy
 from ..arrays.validation import check_int
 from ..costs import PointCloud
 from .result import TransportResult
-from .sinkhorn import sinkhorn
+from ._sinkhorn import sinkhorn
 
 Array = Any
 SAMPLE = 1 << 16  #: pixels from which a palette is made

@@ -14,7 +14,7 @@ from ..costs.gibbs import LOG2E, GibbsKernel
 from .gradients import transport_gradients
 from .problem import Problem, check_potentials, check_unbalanced, make_problem
 from .result import TransportResult
-from .sinkhorn import METHODS, _Solver, sinkhorn
+from ._sinkhorn import METHODS, _Solver, sinkhorn
 from .sweeps import LogSweep
 
 Array = Any

@@ -26,7 +26,7 @@ from ..kernels import CostData
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
 from .semidual import column_sums, log_weights, pair, rows_solved
-from .sinkhorn import State
+from ._sinkhorn import State
 
 Array = Any
 METHODS = ("asgd", "sag")
@@ -266,7 +266,7 @@ class _Run:
         self.weights, self.b = a, b
         self.asked, self.floor = tol, 0.0
         if draw_points is not None:
-            # mean of the L1 error of a sample mean in the simplex, and its deviation (McDiarmid) with chance 1%
+            # L1 error of a sample mean in the simplex: its expectation, and its deviation (McDiarmid)
             self.floor = float(xp.sum(xp.sqrt(b * (1 - b) / n))) + math.sqrt(2 * math.log(100) / n)
         self.tol = max(tol, self.floor)
         self.step = self.gibbs.k * (self._default_lr() if lr is None else lr)
@@ -351,12 +351,13 @@ class _Run:
                         bar.update(count)
                 error = self._residual()
                 self.history.append(Progress(self.n_iter, self.problem.reg, error))
-                if callback is not None:
-                    callback(State(self.n_iter, self.problem.reg, error, lambda: self._settle()[:2]))
                 if error <= self.asked:
                     status = "converged"
-        except StopIteration:
-            status = "stopped"
+                if callback is not None:
+                    try:
+                        callback(State(self.n_iter, self.problem.reg, error, self._settle))
+                    except StopIteration:
+                        status = "stopped"
         finally:
             if bar is not None:
                 bar.close()

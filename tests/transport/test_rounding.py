@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 from ot_numba.arrays import to_numpy
 from ot_numba.costs import CostMatrix, Grid, PointCloud
 from ot_numba.transport.rounding import marginal_error, round_plan
-from ot_numba.transport.sinkhorn import sinkhorn
+from ot_numba.transport._sinkhorn import sinkhorn
 
 
 def lp_value(C, a, b):

@@ -11,7 +11,7 @@ from ot_numba.transport.semidual import (
     semidual_hessian_vector,
     semidual_value_and_grad,
 )
-from ot_numba.transport.sinkhorn import sinkhorn
+from ot_numba.transport._sinkhorn import sinkhorn
 
 FORMS = ("kl", "entropy")
 PENALTIES = (None, 0.7, (None, 0.4), (1.2, np.inf), (0.3, 2.0))

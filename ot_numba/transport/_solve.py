@@ -8,7 +8,7 @@ from typing import Any
 from ..arrays.validation import check_choice
 from .problem import REGULARIZERS
 from .result import TransportResult
-from .sinkhorn import State, sinkhorn
+from ._sinkhorn import State, sinkhorn
 
 
 def solve(
