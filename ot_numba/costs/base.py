@@ -94,5 +94,5 @@ class Cost(ABC):
         """One vector (m,), or several as columns (m, p), in float64."""
         v = as_float_array(v, "v", ndim=(1, 2), xp=self.xp, dtype=self.xp.float64, device=self.device)
         if v.shape[0] != self.shape[1]:
-            raise ValueError(f"v must have {self.shape[1]} rows, one for each target, got shape {tuple(v.shape)}")
+            raise ValueError(f"v must have one row for each of {self.shape[1]} targets, got {tuple(v.shape)}")
         return v

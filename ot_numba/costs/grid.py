@@ -52,9 +52,9 @@ class Grid(Cost):
 
     Notes
     -----
-    With n_k nodes along axis k and n in all, one Sinkhorn iteration takes O(n \sum_k n_k) time, instead of O(n^2),
-    and O(n) memory; all in the log domain, so that zero weights and any `reg` are fine. Dense and sparse plans
-    are evaluated in tiles of rows and take O(n^2) time.
+    With n_k nodes along axis k and n in all, one Sinkhorn iteration takes O(n \sum_k n_k) time, instead of
+    O(n^2), and O(n) memory; all in the log domain, so that zero weights and any `reg` are fine. Dense and
+    sparse plans are evaluated in tiles of rows and take O(n^2) time.
 
     References
     ----------
@@ -97,7 +97,7 @@ class Grid(Cost):
             u, v = xp.astype(u, xp.float64), xp.astype(v, xp.float64)
             reach = max(float(xp.max(xp.abs(u))), float(xp.max(xp.abs(v))))
             if reach > 0 and self.power * (1 + math.log2(reach)) >= room:
-                raise ValueError(f"axis {k} reaches {reach:.3g}: a cost with power={self.power:g} would overflow")
+                raise ValueError(f"axis {k} reaches {reach:.3g}: the cost overflows for power={self.power:g}")
             costs.append(xp.astype(xp.abs(u[:, None] - v[None, :]) ** self.power, self.dtype))
         return costs
 
@@ -132,7 +132,7 @@ class Grid(Cost):
         return self if rows is None and columns is None else CostMatrix(self._block(rows, columns))
 
     @property
-    def T(self) -> Grid:
+    def T(self) -> Grid:  # noqa: N802
         """The transposed cost."""
         return Grid(self.y, self.x, self.power)
 
@@ -166,7 +166,7 @@ class GridGibbsKernel(GibbsKernel):
     cost: Grid
 
     def _contract(self, potential: Array, matrices: list[Array], shape: tuple[int, ...]) -> Array:
-        """``log2 sum_j 2**(potential_j - k sum_d matrices_d[i_d, j_d])``, axis by axis; +inf entries forbid."""
+        """``log2 sum_j 2**(potential_j - k sum_d matrices_d[i_d, j_d])``, axis by axis; inf forbids."""
         xp = self.xp
         z = xp.reshape(potential, shape)
         unused = xp.empty((1, 1), dtype=self.cost.dtype, device=self.cost.device)
@@ -187,9 +187,8 @@ class GridGibbsKernel(GibbsKernel):
 
     @property
     def _transposed(self) -> list[Array]:
-        xp = self.xp
         if self._transposed_costs is None:
-            self._transposed_costs = [xp.asarray(xp.matrix_transpose(c), copy=True) for c in self.cost.axis_costs]
+            self._transposed_costs = self.cost.T.axis_costs
         return self._transposed_costs
 
     _transposed_costs: list[Array] | None = None
@@ -278,7 +277,8 @@ class GridGibbsKernel(GibbsKernel):
                 if bool(xp.any(positive)):
                     logs = xp.log2(xp.where(positive, part, xp.ones_like(part)))
                     logs = xp.where(positive, logs, xp.full_like(logs, -math.inf))
-                    column = column + sign * self._exp2_sum(outer, logsumexp(xp.astype(inner + logs, inner.dtype)))
+                    lse = logsumexp(xp.astype(inner + logs, inner.dtype))
+                    column = column + sign * self._exp2_sum(outer, lse)
             columns.append(column + xp.zeros(outer.shape[0], dtype=xp.float64, device=self.cost.device))
         return xp.stack(columns, axis=1)
 

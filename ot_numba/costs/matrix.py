@@ -26,7 +26,7 @@ class _Memory:
 
 
 def as_kernel_input(xp: Any, x: Array) -> Array:
-    """The same array for a kernel: compiled loops would be compiled again for NumPy arrays flagged read-only."""
+    """The same array for a kernel: NumPy arrays flagged read-only would make it compile its loops again."""
     return np.asarray(_Memory(x)) if is_numpy(xp) and not x.flags.writeable and x.size else x
 
 
@@ -117,13 +117,13 @@ class CostMatrix(Cost):
         return self.xp.asarray(self.C, copy=True)
 
     def subset(self, rows: Array | None, columns: Array | None) -> CostMatrix:
-        """The cost between selected rows and columns (index arrays; None keeps all); a copy if any are given."""
+        """The cost between selected rows and columns (index arrays; None keeps all): a copy, or itself."""
         C = self.C if rows is None else self.xp.take(self.C, rows, axis=0)
         C = C if columns is None else self.xp.take(C, columns, axis=1)
         return self if C is self.C else self._like(C)
 
     @property
-    def T(self) -> CostMatrix:
+    def T(self) -> CostMatrix:  # noqa: N802
         """The transposed cost; a copy."""
         return self._like(self.C.T)
 

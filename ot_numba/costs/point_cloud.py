@@ -58,16 +58,16 @@ class PointCloud(Cost):
     ------
     ValueError
         If the points are empty, not finite, of different dimension, so large that the cost overflows, or zero
-        under ``"cosine"``; if `metric` is an unknown name, or a number not in (0, inf); later, where the cost is
-        evaluated, if a function returns NaN or ``-inf``.
+        under ``"cosine"``; if `metric` is an unknown name, or a number not in (0, inf); later, where the cost
+        is evaluated, if a function returns NaN or ``-inf``.
     TypeError
-        If the arrays are of different libraries, complex, sparse or no numbers; if `metric` is a function that is
-        not compiled, or not for such points.
+        If the arrays are of different libraries, complex, sparse or no numbers; if `metric` is a function
+        that is not compiled, does not compile for such points, or returns no number.
 
     Notes
     -----
-    The common mean of the clouds is subtracted first (no metric but the cosine and a user's function sees it),
-    which keeps the expansion :math:`\|x\|^2 + \|y\|^2 - 2\langle x, y\rangle` accurate far from the origin. One
+    The common mean of the clouds is subtracted first, except for the cosine and a user's function; this keeps
+    the expansion :math:`\|x\|^2 + \|y\|^2 - 2\langle x, y\rangle` accurate far from the origin. One
     evaluation of all pairs takes O(n m d) time; it is made inside the kernels for ``"sqeuclidean"`` and
     ``"cosine"`` up to d = 8, else in tiles of rows.
 
@@ -135,10 +135,11 @@ class PointCloud(Cost):
         xp, d = self.xp, self.x.shape[1]
         size = max(float(xp.max(xp.abs(points))) for points in (self.x, self.y))
         # sums of squares come first where a power below 2 is taken of them
-        diameter, power = (2 * size * d, 1.0) if self.metric == "cityblock" else (2 * size * d**0.5, max(self._power, 2))
+        l1 = self.metric == "cityblock"
+        diameter, power = (2 * size * d, 1.0) if l1 else (2 * size * d**0.5, max(self._power, 2.0))
         most = math.log2(float(xp.finfo(self.dtype).max))
         if size > 0 and max(power * math.log2(diameter), math.log2(size * sum(self.shape))) >= most:
-            raise ValueError(f"x and y hold coordinates up to {size:.3g}: metric={self.metric!r} would overflow")
+            raise ValueError(f"x and y hold coordinates up to {size:.3g}: metric {self.metric!r} overflows")
 
     @property
     def _power(self) -> float:
@@ -190,12 +191,12 @@ class PointCloud(Cost):
         return self._like(x, y, self._swapped)
 
     @property
-    def T(self) -> PointCloud:
+    def T(self) -> PointCloud:  # noqa: N802
         """The transposed cost."""
         return self._like(self.y, self.x, callable(self.metric) and not self._swapped)
 
     def bounds(self) -> tuple[float, float]:
-        """0 and a bound from the box around the points; for a user's function the extremes themselves (O(n m))."""
+        """0 and a bound from the box around the points; for a user's function the extremes (O(n m) time)."""
         return self._bounds
 
     @cached_property
@@ -248,6 +249,6 @@ def _check_metric(metric: Any, x: Array, y: Array, xp: Any) -> Any:
 def _normalise(xp: Any, x: Array, name: str) -> Array:
     largest = xp.max(xp.abs(x), axis=1)
     if not bool(xp.all(largest > 0)):
-        raise ValueError(f"{name} has a zero vector at index {int(xp.argmin(largest))}: its cosine is not defined")
+        raise ValueError(f"{name} has a zero vector at index {int(xp.argmin(largest))}: it has no cosine")
     x = x / largest[:, None]  # so that no square under- or overflows
     return x / xp.sqrt(xp.sum(x * x, axis=1))[:, None]

@@ -69,8 +69,8 @@ def cost_scale(C: Any, scale: str = "median") -> float:
 
     Notes
     -----
-    Mean and maximum evaluate the cost in tiles of rows, in O(n m) time, those of a `Grid` axis by axis; no n x m
-    array is formed.
+    Mean and maximum evaluate the cost in tiles of rows, in O(n m) time, those of a `Grid` axis by axis; no
+    n x m array is formed.
 
     Examples
     --------
@@ -89,15 +89,15 @@ def cost_scale(C: Any, scale: str = "median") -> float:
         if scale == "max":
             return cost.bounds()[1]
         return sum(float(xp.mean(xp.astype(axis, xp.float64))) for axis in cost.axis_costs)
-    total, count, top = 0.0, 0, -float("inf")
+    total, count, top = 0.0, 0, -math.inf
     step = max(1, (1 << 20) // m)
     for lo in range(0, n, step):
         tile = cost.rows(lo, min(n, lo + step))
         finite = xp.isfinite(tile)
-        kept = xp.where(finite, xp.astype(tile, xp.float64), xp.zeros(1, dtype=xp.float64, device=cost.device))
+        kept = xp.astype(xp.where(finite, tile, xp.zeros_like(tile)), xp.float64)
         total += float(xp.sum(kept))
         count += int(xp.sum(xp.astype(finite, xp.int64)))
-        top = max(top, float(xp.max(xp.where(finite, tile, xp.full_like(tile, -float("inf"))))))
+        top = max(top, float(xp.max(xp.where(finite, tile, xp.full_like(tile, -math.inf)))))
     return top if scale == "max" else total / count
 
 

@@ -13,12 +13,12 @@ Array = Any
 
 
 class CGResult(NamedTuple):
-    """Solution of a linear system.
+    r"""Solution of a linear system.
 
     Attributes
     ----------
     x : array of shape (n,)
-        The solution; if not converged, the iterate with the smallest residual.
+        The last iterate, which has the smallest energy :math:`x^\top A x / 2 - b^\top x` of all.
     residual : float
         ``||b - A x|| / ||b||``, from the recurrence of the residual (0 if b = 0).
     n_iter : int
@@ -99,8 +99,7 @@ def conjugate_gradient(
     size = math.sqrt(_dot(xp, b, b))
     limit = tol * size
     norm = math.sqrt(_dot(xp, r, r))
-    best, best_norm, n_iter = x, norm, 0
-    p, old = None, 1.0
+    p, old, n_iter = None, 1.0, 0
     while norm > limit and n_iter < max_iter:
         z = apply(r)
         new = _dot(xp, r, z)
@@ -113,9 +112,7 @@ def conjugate_gradient(
         step = new / curvature
         x, r, old = x + step * p, r - step * Ap, new
         norm = math.sqrt(_dot(xp, r, r))
-        if norm < best_norm:
-            best, best_norm = x, norm
-    return CGResult(best, best_norm / size if size else best_norm, n_iter, best_norm <= limit)
+    return CGResult(x, norm / size if size else norm, n_iter, norm <= limit)
 
 
 def _dot(xp: Any, u: Array, v: Array) -> float:

@@ -332,8 +332,10 @@ class _Solver:
             if status:
                 return status
             errors.append(error / self.mass)
-            if len(errors) > 5 and _iterations_left(errors[-6:], self.tol) > patience:
-                return "slow"
+            if len(errors) > 5 and errors[-1] > 0:
+                rate = (errors[-1] / errors[-6]) ** (1 / 5)
+                if _iterations_left(rate, errors[-1], self.tol) > patience:
+                    return "slow"
         return "max_iter"
 
     def _newton(self, sweep: LogSweep) -> str:
@@ -453,18 +455,17 @@ class _Solver:
         advice = "increase max_iter or reg, or try anderson=5"
         if len(tail) < 2 or not tail[0].marginal_error > tail[-1].marginal_error > 0 or not error > 0:
             return advice
-        steps = tail[-1].n_iter - tail[0].n_iter
-        rate = (tail[-1].marginal_error / tail[0].marginal_error) ** (1 / steps)
-        more = math.log(self.tol / error) / math.log(rate) if error > self.tol else 0
-        return f"the error shrinks by {rate:.5f} per iteration, about {math.ceil(more)} more are needed; {advice}"
+        rate = (tail[-1].marginal_error / tail[0].marginal_error) ** (1 / (tail[-1].n_iter - tail[0].n_iter))
+        more = _iterations_left(rate, error, self.tol)
+        left = f"about {math.ceil(more)} more are needed; " if math.isfinite(more) else ""
+        return f"the error shrinks by {rate:.6f} per iteration; {left}{advice}"
 
 
-def _iterations_left(errors: list[float], tol: float) -> float:
-    """Iterations to `tol` at the rate of the last few."""
-    if not 0 < errors[-1] < errors[0]:
-        return math.inf
-    rate = (errors[-1] / errors[0]) ** (1 / (len(errors) - 1))
-    return math.log(tol / errors[-1]) / math.log(rate)
+def _iterations_left(rate: float, error: float, tol: float) -> float:
+    """Iterations from `error` to `tol` at a rate per iteration."""
+    if error <= tol:
+        return 0.0
+    return math.log(tol / error) / math.log(rate) if 0 < rate < 1 else math.inf
 
 
 class _Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -376,7 +377,7 @@ def sinkhorn_symmetric(
     solver = _Solver(problem, tol=tol, max_iter=max_iter, check_every=10, callback=None, progress=False)
     inner = problem.restricted
     sweep = SymmetricSweep(inner, inner.cost.gibbs(problem.reg), start)
-    status = solver._relaxed(sweep, 1.0)
+    status = solver._relaxed(sweep, 1.0, math.inf)
     return solver._report(sweep, status)
 
 

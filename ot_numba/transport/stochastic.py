@@ -23,10 +23,10 @@ from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import Cost, CostMatrix, Grid, PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from ..kernels import CostData
+from ._sinkhorn import State
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
 from .semidual import column_sums, log_weights, pair, rows_solved
-from ._sinkhorn import State
 
 Array = Any
 METHODS = ("asgd", "sag")
@@ -314,7 +314,7 @@ class _Run:
         """Data that hold `count` samples, their rows in them and in the problem, and the column offset."""
         xp = self.problem.xp
         if self.draw_points is not None:
-            data, offset = self._prepare(self.draw_points(count))
+            data, offset = self._prepare(self.draw_points(count).subset(None, self.problem.support[1]))
             rows = xp.asarray(np.arange(count), device=self.inner.cost.device)
             return data, rows, rows, offset
         drawn = np.searchsorted(self.cumulative, self.rng.random(count), side="right")

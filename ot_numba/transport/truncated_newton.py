@@ -10,7 +10,8 @@ from ..optimize import conjugate_gradient
 from .sweeps import LogSweep
 
 Array = Any
-LARGEST_STEP = 8.0  #: nats by which a potential may move in one step
+RIDGE = 1e-6  #: relative to the diagonal: what float32 products need to stay positive
+FIRST_LIMIT = 8.0  #: nats by which a potential may move in the first step
 INNER_ITERATIONS = 500
 
 
@@ -38,6 +39,7 @@ class TruncatedNewton:
         self.problem, self.xp = sweep.problem, sweep.gibbs.xp
         self.column_sums = sweep.half_step()
         self.products = 1
+        self.limit = FIRST_LIMIT
 
     def error(self) -> float:
         """L1 error of the columns, the rows being exact."""
@@ -50,21 +52,33 @@ class TruncatedNewton:
         """One Newton step, damped until the dual grows, towards an error of `tol`."""
         xp, sweep = self.xp, self.sweep
         gradient, error = self._gradient(), self.error()
-        forcing = max(min(0.1, error / sweep.mass), 0.2 * tol / error, 1e-6)
+        forcing = max(min(0.1, error / sweep.mass), min(0.05 * tol / error, 0.02), 1e-6)
         direction = self._solve(gradient, forcing)
-        spread = float(xp.max(xp.abs(direction - xp.mean(direction))))
-        length = min(1.0, LARGEST_STEP / spread) if spread > 0 else 1.0
+        # a part that hardly exchanges mass with the rest asks for a huge shift: it must not shorten all other steps
+        direction = direction - xp.sort(direction)[direction.shape[0] // 2]
+        clipped = xp.clip(direction, -self.limit, self.limit)
+        at_limit = bool(xp.any(clipped != direction))
+        direction, length = clipped, 1.0
         slope = float(xp.sum(gradient * direction))
         F, G, merit = *sweep.bits(), sweep.dual()
         F, G = xp.asarray(F, copy=True), xp.asarray(G, copy=True)
-        while True:
+        # where the predicted gain drowns in the rounding of the dual, the error decides
+        drowned = 1e-11 * (abs(merit) + sweep.mass)
+        while slope > 0 and length > 1e-3:
             sweep.set_bits(F, xp.astype(G + length * LOG2E * direction, G.dtype))
             self.column_sums = sweep.half_step()
             self.products += 1
-            gain = sweep.dual() - merit
-            if gain >= 1e-4 * length * slope or self.error() < error or length < 1e-3:
-                return
+            gain, predicted = sweep.dual() - merit, length * slope
+            if gain >= 1e-4 * predicted or (predicted <= drowned and self.error() < error):
+                break
             length *= 0.3
+        else:
+            sweep.set_bits(F, G)
+        if length < 1 or at_limit:  # far from the solution a plain iteration helps, and makes every step an ascent
+            self.limit *= 3.0 if length == 1 else max(length, 0.1)
+            sweep.iterate()
+            self.column_sums = sweep.half_step()
+            self.products += 2
 
     def _solve(self, gradient: Array, tol: float) -> Array:
         xp, problem = self.xp, self.problem
@@ -74,8 +88,9 @@ class TruncatedNewton:
         product = self._pair(weights)
         mass = product(xp.ones_like(gradient)) / first
         diagonal = xp.where(mass > 0, mass, xp.ones_like(mass)) / second
+        ridged = diagonal * (1 + RIDGE)
         found = conjugate_gradient(
-            lambda v: diagonal * v - product(v),
+            lambda v: ridged * v - product(v),
             xp.where(problem.b > 0, gradient, xp.zeros_like(gradient)),
             preconditioner=lambda r: r / diagonal,
             tol=tol,

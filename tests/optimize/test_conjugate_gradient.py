@@ -54,7 +54,7 @@ def test_exact_start_and_zero(xp, system):
     assert not np.any(to_numpy(zero.x))
 
 
-def test_missed_tolerance_gives_the_best_iterate(system):
+def test_missed_tolerance_gives_the_last_iterate(system):
     A, b = system
     result = conjugate_gradient(lambda v: A @ v, b, max_iter=3)
     assert not result.converged

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from ot_numba.costs import CostMatrix, Grid, PointCloud
+from ot_numba.transport._sinkhorn import sinkhorn
 from ot_numba.transport.semidual import (
     dual_hessian_vector,
     dual_value_and_grad,
     semidual_hessian_vector,
     semidual_value_and_grad,
 )
-from ot_numba.transport._sinkhorn import sinkhorn
 
 FORMS = ("kl", "entropy")
 PENALTIES = (None, 0.7, (None, 0.4), (1.2, np.inf), (0.3, 2.0))

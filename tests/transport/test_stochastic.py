@@ -9,8 +9,8 @@ import pytest
 from ot_numba.arrays.warnings import ConvergenceError, ConvergenceWarning
 from ot_numba.costs import CostMatrix, Grid, PointCloud
 from ot_numba.kernels.contract import DENSE, DOT, CostData
-from ot_numba.transport.semidual import semidual_value_and_grad
 from ot_numba.transport._sinkhorn import sinkhorn
+from ot_numba.transport.semidual import semidual_value_and_grad
 from ot_numba.transport.stochastic import semidual_stochastic
 
 CPU = importlib.import_module("ot_numba.kernels.cpu.stochastic")
@@ -358,6 +358,21 @@ def test_sampler_over_a_finite_set_matches_the_finite_problem():
     value, grad = semidual_value_and_grad(result.g, C, None, b, reg=0.1)
     assert exact.value - 1e-4 < value <= exact.value + 1e-12
     assert np.abs(grad).sum() < 2e-2
+
+
+def test_sampler_with_targets_of_no_weight():
+    C, _, b = problem(200, 10)
+    b = np.where(np.arange(10) == 4, 0, b)
+
+    def sampler(rng, size):
+        return C.x[rng.integers(0, 200, size)]
+
+    options = {"reg": 0.2, "sampler": sampler, "max_iter": 1000, "tol": 1, "rng": 0}
+    result = semidual_stochastic(C.y, None, b, **options)
+    expected = semidual_stochastic(C.y[b > 0], None, b[b > 0], **options)
+    np.testing.assert_allclose(result.g[b > 0], expected.g, atol=1e-12)
+    assert np.isfinite(result.g[4])
+    assert result.value == pytest.approx(expected.value, rel=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", 1.5])

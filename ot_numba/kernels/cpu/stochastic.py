@@ -91,7 +91,8 @@ def _averaged_sgd(
         if batch_size > 1:
             p[:] = 0.0
         for q in range(t * batch_size, (t + 1) * batch_size):
-            fill_exponents(kind, x, y, scale, rows[q], 1, 0, m, zero, shifted, z)
+            i = rows[q]
+            fill_exponents(kind, x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
             s = np.float64(_exponentiate(row, _maximum(row, scratch)))
             if batch_size > 1:
                 _accumulate(row, 1.0 / (s * batch_size), p)
@@ -128,16 +129,16 @@ def _sag(
     for t in range(rows.shape[0] // batch_size):
         _add_offset(G, offset, shifted)
         for q in range(t * batch_size, (t + 1) * batch_size):
-            fill_exponents(kind, x, y, scale, rows[q], 1, 0, m, zero, shifted, z)
+            i = rows[q]
+            fill_exponents(kind, x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
             s = np.float64(_exponentiate(row, _maximum(row, scratch)))
             _replace(table[slots[q]], row, 1.0 / s, weights[slots[q]], total)
         _ascend(G, b, total, step, 1.0)
 
 
-def _buffers(cost: CostData, offset: np.ndarray) -> tuple[np.ndarray, ...]:
-    n, m = cost.shape
-    dtype = offset.dtype
-    return np.zeros(n, dtype), np.empty(m, dtype), np.empty((1, m), dtype), np.empty(m, dtype)
+def _buffers(offset: np.ndarray) -> tuple[np.ndarray, ...]:
+    m, dtype = offset.shape[0], offset.dtype
+    return np.zeros(1, dtype), np.empty(m, dtype), np.empty((1, m), dtype), np.empty(m, dtype)
 
 
 def averaged_sgd(
@@ -166,7 +167,7 @@ def averaged_sgd(
         step,
         start,
         batch_size,
-        *_buffers(cost, offset),
+        *_buffers(offset),
         np.empty(len(G)),
     )
 
@@ -189,5 +190,5 @@ def sag(
     All in place; sample q is row ``rows[q]`` of the cost and ``slots[q]`` of the table.
     """
     arguments = cost.kind, cost.x, cost.y, offset.dtype.type(cost.scale)
-    buffers = _buffers(cost, offset)
+    buffers = _buffers(offset)
     _sag(*arguments, rows, slots, offset, b, weights, G, table, total, step, batch_size, *buffers)

@@ -1,7 +1,7 @@
 """Reference backend: the kernel contract in plain array-API code, the oracle of the tests and the fallback.
 
 Works on blocks of rows, so that no temporary exceeds `BLOCK_ENTRIES` entries. Where a kernel says "in place"
-it assigns into the array it was given. Sums are taken in float64; exponents above the range of the dtype are cut.
+it assigns into the array it was given. Sums are taken in float64; exponents beyond the dtype are cut.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def plan_pair(cost: CostData, F: Array, G: Array, v: Array, w: Array) -> tuple[A
     """``(t, P' (w t))`` for ``t = P v``, float64."""
     xp = array_namespace(F)
     n, m = cost.shape
-    ts, total = [], xp.zeros(m, dtype=xp.float64)
+    ts, total = [], _float64_zeros(xp, m, F)
     for lo, hi in _row_blocks(n, m):
         P = _exp2(xp, _exponents(cost, F, G, lo, hi))
         t = P @ xp.astype(v, xp.float64)
@@ -259,11 +259,13 @@ def plan(
 ) -> Array:
     """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
     xp = array_namespace(F)
-    z = _exponents(cost, F, G, 0, cost.shape[0])
-    dtype = F.dtype if dtype is None else getattr(xp, dtype)
-    floor = math.log2(xp.finfo(dtype).smallest_normal) if floor is None else floor
-    P = _exp2(xp, z)
-    return xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), dtype)
+    out = xp.empty(cost.shape, dtype=F.dtype if dtype is None else getattr(xp, dtype), device=device(F))
+    floor = _lowest(xp, out.dtype) if floor is None else floor
+    for lo, hi in _row_blocks(*cost.shape):
+        z = _exponents(cost, F, G, lo, hi)
+        P = xp.clip(_exp2(xp, z), None, 2.0 ** (1023 if out.dtype == xp.float64 else 127))
+        out[lo:hi, :] = xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), out.dtype)
+    return out
 
 
 def pairwise_cost(metric: int, x: Array, y: Array, power: float = 1.0) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import numpy as np
 from ..arrays.namespaces import array_namespace, device_of, is_numpy, to_numpy
 from ..arrays.validation import check_int
 from ..costs import PointCloud
-from .result import TransportResult
 from ._sinkhorn import sinkhorn
+from .result import TransportResult
 
 Array = Any
 SAMPLE = 1 << 16  #: pixels from which a palette is made
@@ -33,7 +34,7 @@ class ColorTransferResult:
     image : array
         The source in the colours of the target; shape, dtype and device of the source.
     source_palette, target_palette : array of shape (n, c), (m, c)
-        Representative colours in [0, 1], at most `n_colors` of each; float64 if the source is, else float32.
+        Representative colours in [0, 1], at most `n_colors` of each; float64.
     source_weights, target_weights : array of shape (n,), (m,)
         Shares of the pixels that they stand for.
     transport : TransportResult
@@ -116,10 +117,10 @@ def color_transfer(
     reg : float, optional
         Regularisation strength, in squared units of colours in [0, 1]. Larger is smoother, and paler: colours
         closer than ``sqrt(reg)`` are mixed. Smaller is sharper, and noisier. Default: 1 % of the geometric
-        mean of the variances of the two palettes (1e-3 to 3e-3 for photographs), at least half a grey level
-        squared.
+        mean of the variances of the two palettes (1e-3 to 3e-3 for photographs), but no less than the
+        variance that a palette leaves out, nor than half a grey level squared.
     n_colors : int, default 1024
-        Largest number of colours in a palette; an image with fewer is represented exactly.
+        Largest number of colours in a palette; fewer colours are taken as they are.
     unbalanced : float or pair of float, optional
         Strengths of the marginal penalties, see `sinkhorn`. By default every target colour gets the share of
         pixels that it had, so that a grey sky may turn half green if the target is half green. 0.1 to 1 lets
@@ -149,18 +150,22 @@ def color_transfer(
     ConvergenceWarning
         As `sinkhorn`.
 
-    Notes ----- Nothing is random. A palette comes from at most 65536 pixels, spread evenly over the image:
-    the cell of colours with the largest variance is cut at its mean, across its principal axis, until there
-    are `n_colors` cells. Their means preserve the mean of the image.
+    Notes
+    -----
+    Nothing is random. A palette comes from at most 65536 pixels, spread evenly over the image: the cell of
+    colours with the largest variance is cut at its mean, across its principal axis, until there are
+    `n_colors` cells. Their means preserve the mean of the pixels.
 
     Time: ``n_colors**2`` per iteration of the solver, and ``n_colors`` exponentials per mapped pixel; per
     distinct colour, of which there are far fewer, for uint8 images (NumPy) of up to 3 colour channels. Memory
     beyond input and output: about 100 MB whatever the size, plus a copy of an image that is not contiguous.
 
-    References ---------- Ferradans, Papadakis, Peyré, Aujol, "Regularized discrete optimal transport", SIAM
-    Journal on Imaging Sciences 7(3), 2014. Pooladian, Niles-Weed, "Entropic estimation of optimal transport
-    maps", arXiv 2109.12004 (the map). Orchard, Bouman, "Color quantization of images", IEEE Transactions on
-    Signal Processing 39(12), 1991 (the palettes).
+    References
+    ----------
+    Ferradans, Papadakis, Peyré, Aujol, "Regularized discrete optimal transport", SIAM Journal on Imaging
+    Sciences 7(3), 2014. Pooladian, Niles-Weed, "Entropic estimation of optimal transport maps", arXiv
+    2109.12004 (the map). Orchard, Bouman, "Color quantization of images", IEEE Transactions on Signal
+    Processing 39(12), 1991 (the palettes).
 
     Examples
     --------
@@ -182,13 +187,14 @@ def color_transfer(
             f"source and target must have as many colour channels, got {source.colors} and {target.colors}"
         )
     n_colors = check_int(n_colors, "n_colors", low=1)
-    dtype = xp.float64 if source.dtype_name == "float64" else xp.float32
-    palettes = [_palette(*image.sample(), n_colors) for image in (source, target)]
+    samples = [image.sample() for image in (source, target)]
+    palettes = [_palette(*sample, n_colors) for sample in samples]
     if reg is None:
-        spread = math.sqrt(math.prod(_variance(*pair) for pair in palettes))
-        reg = max(REG_SHARE * spread, SMALLEST_REG)
-    device = device_of(source.pixels)
-    (x, a), (y, b) = ([xp.asarray(part, dtype=dtype, device=device) for part in pair] for pair in palettes)
+        kept, total = ([_variance(*colors) for colors in pair] for pair in (palettes, samples))
+        lost = max(total[0] - kept[0], total[1] - kept[1])
+        reg = max(REG_SHARE * math.sqrt(kept[0] * kept[1]), lost, SMALLEST_REG)
+    to_device = functools.partial(xp.asarray, dtype=xp.float64, device=device_of(source.pixels))
+    (x, a), (y, b) = (map(to_device, palette) for palette in palettes)
     transport = sinkhorn(PointCloud(x, y), a, b, reg=reg, unbalanced=unbalanced, tol=tol, **options)
     return ColorTransferResult(_recolor(source, transport), x, a, y, b, transport)
 
@@ -278,8 +284,9 @@ def _palette(colors: np.ndarray, weights: np.ndarray, size: int) -> tuple[np.nda
 
 def _variance(colors: np.ndarray, weights: np.ndarray) -> float:
     """Total variance of weighted colours."""
-    centred = colors - np.einsum("n,nc->c", weights, colors)
-    return float(np.einsum("n,nc,nc->", weights, centred, centred))
+    shares = weights / weights.sum()
+    centred = colors - np.einsum("n,nc->c", shares, colors)
+    return float(np.einsum("n,nc,nc->", shares, centred, centred))
 
 
 def _recolor(image: _Image, transport: TransportResult) -> Array:
