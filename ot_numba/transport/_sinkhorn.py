@@ -23,6 +23,7 @@ ONLINE_KERNEL_BYTES = 1 << 28  #: largest kernel that "auto" stores for a cost w
 FIRST_STAGE = 0.25  #: first regularisation of the automatic schedule, relative to the range of the cost
 STAGE_RATIO = 2.0
 STAGE_ITERATIONS = 5
+STAGE_STEPS = 10  #: truncated Newton steps that a stage may take where its iterations do not get that far
 STAGE_ERROR = 0.05  #: relative marginal error that ends a stage early
 SHORT_RANGE = 100.0  #: range of the cost over reg up to which no schedule is worth its passes
 PATIENCE = 15  #: predicted iterations above which truncated Newton steps are cheaper
@@ -260,6 +261,7 @@ class _Solver:
         """Solve, and report."""
         status, sweep = "stopped", None
         f, g = start or (self.inner.xp.zeros_like(self.inner.a), self.inner.xp.zeros_like(self.inner.b))
+        newton = method == "auto" and relaxation == "auto" and not anderson
         try:
             for reg in [*schedule, self.problem.reg]:
                 last = reg == self.problem.reg
@@ -271,19 +273,21 @@ class _Solver:
                 if last and anderson:
                     status = self._anderson(sweep, anderson)
                 elif last:
-                    newton = method == "auto" and relaxation == "auto"
                     status = self._relaxed(sweep, 1.0 if newton else relaxation, PATIENCE if newton else math.inf)
                     if status == "slow":
                         f, g = sweep.potentials()
                         sweep = None  # its kernel may be large
                         sweep = LogSweep(self.inner, self.inner.cost.gibbs(reg), f, g, 0)
-                        status = self._newton(sweep)
+                        status = self._newton(sweep, self.tol)
                 else:
                     for _ in range(min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
                         error = sweep.iterate()[0]
                         self._tell(sweep, error)
                         if error <= STAGE_ERROR * self.mass:
                             break
+                    else:
+                        if newton:
+                            self._newton(sweep, STAGE_ERROR, STAGE_STEPS)
                     f, g = sweep.potentials()
         except StopIteration:
             pass
@@ -338,17 +342,17 @@ class _Solver:
                     return "slow"
         return "max_iter"
 
-    def _newton(self, sweep: LogSweep) -> str:
-        """Truncated Newton steps at the target regularisation; returns the status."""
+    def _newton(self, sweep: LogSweep, tol: float, max_steps: float = math.inf) -> str:
+        """Truncated Newton steps down to a relative error of `tol`; returns the status."""
         newton = TruncatedNewton(sweep, store=self._fits(4))
-        watch = _Watch(self)
-        error, seen = newton.error(), 0
-        while self.n_iter < self.max_iter:
-            newton.step(self.tol * self.mass)
+        watch = _Watch(self) if tol == self.tol else None
+        error, seen, steps = newton.error(), 0, 0
+        while self.n_iter < self.max_iter and error > tol * self.mass * (watch is None) and steps < max_steps:
+            newton.step(tol * self.mass)
             error = newton.error()
             self._tell(sweep, error, newton.products - seen)
-            seen = newton.products
-            status = watch.status(sweep, error, plain=True)
+            seen, steps = newton.products, steps + 1
+            status = watch.status(sweep, error, plain=True) if watch else None
             if status:
                 return status
         return "max_iter"

@@ -349,7 +349,8 @@ class TransportResult:
     def _conditional_mean(self, gibbs: GibbsKernel, y: Array) -> Array:
         """Mean of y under softmax_j(log b_j + (g_j - C_ij) / reg), for every row of the kernel."""
         xp = self.problem.xp
-        G = gibbs.fold(self.g, self.problem.offsets(self.gibbs)[1])
+        weights = self.problem.b if self.problem.regularizer == "kl" else None
+        G = gibbs.fold(self.g, gibbs.column_offset(weights))
         Y = y[:, None] if y.ndim == 1 else y
         means, _ = gibbs.products(-gibbs.row_logsumexp(G), G, V=Y)
         means = xp.astype(means, self.problem.cost.dtype)

@@ -13,6 +13,8 @@ Array = Any
 RIDGE = 1e-6  #: relative to the diagonal: what float32 products need to stay positive
 FIRST_LIMIT = 8.0  #: nats by which a potential may move in the first step
 INNER_ITERATIONS = 500
+DIRECT_SIZE = 2048  #: columns up to which a system may be solved by elimination
+DIRECT_SHARE = 1 / 3  #: conjugate gradient iterations per column that cost as much
 
 
 class TruncatedNewton:
@@ -40,6 +42,7 @@ class TruncatedNewton:
         self.column_sums = sweep.half_step()
         self.products = 1
         self.limit = FIRST_LIMIT
+        self.direct = False
 
     def error(self) -> float:
         """L1 error of the columns, the rows being exact."""
@@ -81,30 +84,53 @@ class TruncatedNewton:
             self.products += 2
 
     def _solve(self, gradient: Array, tol: float) -> Array:
+        """Newton direction to a relative accuracy of `tol`."""
         xp, problem = self.xp, self.problem
         first, second = self.sweep.damping
         rows = self.sweep.row_target()
         weights = xp.where(rows > 0, first / xp.where(rows > 0, rows, xp.ones_like(rows)), xp.zeros_like(rows))
-        product = self._pair(weights)
+        gradient = xp.where(problem.b > 0, gradient, xp.zeros_like(gradient))
+        P = self.sweep.gibbs.plan(*self.sweep.bits(), dtype="float32") if self.store else None
+        if self.direct:
+            self.products += 1
+            return self._solve_directly(P, weights, gradient)
+        product = self._pair(P, weights)
         mass = product(xp.ones_like(gradient)) / first
         diagonal = xp.where(mass > 0, mass, xp.ones_like(mass)) / second
         ridged = diagonal * (1 + RIDGE)
         found = conjugate_gradient(
             lambda v: ridged * v - product(v),
-            xp.where(problem.b > 0, gradient, xp.zeros_like(gradient)),
+            gradient,
             preconditioner=lambda r: r / diagonal,
             tol=tol,
             max_iter=INNER_ITERATIONS,
         )
         self.products += found.n_iter + 1
+        size = gradient.shape[0]
+        self.direct = self.store and size <= DIRECT_SIZE and found.n_iter > DIRECT_SHARE * size
         return found.x
 
-    def _pair(self, weights: Array) -> Callable[[Array], Array]:
+    def _pair(self, P: Array | None, weights: Array) -> Callable[[Array], Array]:
         """``v -> P' (weights P v)``."""
         xp, sweep = self.xp, self.sweep
-        if not self.store:
+        if P is None:
             return lambda v: sweep.gibbs.pair(*sweep.bits(), v, weights)[1]
-        P = sweep.gibbs.plan(*sweep.bits(), dtype="float32")
         single = P.dtype
         weights = xp.astype(weights, single)
         return lambda v: sweep.gibbs.kernels.absorbed_pair(P, xp.astype(v, single), weights)[1]
+
+    def _solve_directly(self, P: Array, weights: Array, gradient: Array) -> Array:
+        """The same by elimination; every edge of the Laplacian keeps its relative accuracy, however weak."""
+        xp = self.xp
+        first, second = self.sweep.damping
+        W = P * xp.astype(xp.sqrt(weights), P.dtype)[:, None]
+        S = -xp.astype(xp.matrix_transpose(W) @ W, xp.float64)
+        index = xp.arange(S.shape[0])
+        S[index, index] = 0.0
+        mass = -xp.sum(S, axis=1)
+        loose = self.column_sums * (1 / second - first) if first * second < 1 else xp.zeros_like(mass)
+        total = (mass + loose) * (1 + 1e-12)  # parts that exchange nothing must not make it singular
+        S[index, index] = xp.where(total > 0, total, xp.ones_like(total))
+        if first * second == 1:
+            S[0, 0] = 2 * S[0, 0]  # the constants are free
+        return xp.linalg.solve(S, gradient)
