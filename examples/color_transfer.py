@@ -1,9 +1,9 @@
 """Give one photograph the colours of another.
 
-Makes three pictures from two: the source recoloured by strict transport, where every colour of the target keeps its
-share of the pixels; the source recoloured by unbalanced transport, which lets the shares change and so keeps regions of
-one colour together; and the palettes, with where the colours went. Without arguments it takes the two photographs that
-come with scikit-learn:
+Makes three pictures from two: the source recoloured by strict transport, where every colour of the target
+keeps its share of the pixels; the source recoloured by unbalanced transport, which lets the shares change
+and so keeps regions of one colour together; and the palettes, with where the colours went. Without
+arguments it takes the two photographs that come with scikit-learn:
 
     python examples/color_transfer.py
     python examples/color_transfer.py --source me.jpg --target painting.png --output pictures
@@ -20,19 +20,31 @@ from ot_numba import color_transfer
 
 def main() -> None:
     """Parse the options, recolour, write the pictures and print the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, help="image to recolour (default: scikit-learn's china.jpg)")
-    parser.add_argument("--target", type=Path, help="image with the colours (default: scikit-learn's flower.jpg)")
-    parser.add_argument("--output", type=Path, default=Path("color_transfer_output"), help="folder for the pictures")
-    parser.add_argument("--reg", type=float, help="regularisation strength (default: chosen from the colours)")
+    parser.add_argument(
+        "--target", type=Path, help="image with the colours (default: scikit-learn's flower.jpg)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("color_transfer_output"), help="folder for the pictures"
+    )
+    parser.add_argument(
+        "--reg", type=float, help="regularisation strength (default: chosen from the colours)"
+    )
     parser.add_argument("--n-colors", type=int, default=1024, help="largest number of colours in a palette")
-    parser.add_argument("--unbalanced", type=float, default=0.3, help="penalty of the second picture's marginals")
+    parser.add_argument(
+        "--unbalanced", type=float, default=0.3, help="penalty of the second picture's marginals"
+    )
     options = parser.parse_args()
 
     source = read(options.source, "china.jpg")
     target = read(options.target, "flower.jpg")
     options.output.mkdir(parents=True, exist_ok=True)
-    print(f"source {source.shape[1]} x {source.shape[0]} pixels, target {target.shape[1]} x {target.shape[0]}")
+    print(
+        f"source {source.shape[1]} x {source.shape[0]} pixels, target {target.shape[1]} x {target.shape[0]}"
+    )
 
     pictures = {"source": source, "target": target}
     results = {}
@@ -52,7 +64,10 @@ def main() -> None:
         write(options.output / f"{name}.png", pictures[name])
     draw_pictures(options.output / "pictures.png", pictures)
     draw_palettes(options.output / "palettes.png", results)
-    print(f"pictures in {options.output}: " + ", ".join(sorted(path.name for path in options.output.glob("*.png"))))
+    print(
+        f"pictures in {options.output}: "
+        + ", ".join(sorted(path.name for path in options.output.glob("*.png")))
+    )
 
 
 def read(path: Path | None, sample: str) -> np.ndarray:
@@ -88,7 +103,9 @@ def report(name: str, result, target: np.ndarray, seconds: float, mapping: float
     print(f"  marginal error     {transport.marginal_error:.1e}")
     print(f"  linear cost <C,P>  {transport.linear_cost:.6f}")
     print(f"  mean colour        {np.abs(mean - target_mean).max():.1f} of 255 grey levels off the target's")
-    print(f"  covariance         {np.linalg.norm(cov - target_cov) / np.linalg.norm(target_cov):.1%} off the target's")
+    print(
+        f"  covariance         {np.linalg.norm(cov - target_cov) / np.linalg.norm(target_cov):.1%} off the target's"
+    )
     print(f"  time               {seconds:.2f} s in all, of which {mapping:.2f} s to map the pixels")
 
 
@@ -124,7 +141,14 @@ def draw_palettes(path: Path, results: dict) -> None:
         panels.append((f"source mapped, {name}", mapped, result.source_weights, mapped))
     for ax, (title, places, weights, colors) in zip(axes, panels, strict=True):
         ax.scatter(places[:, 0], places[:, 2], s=20_000 * weights, c=colors, linewidths=0)
-        ax.set(title=title, xlabel="red", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal", facecolor="0.85")
+        ax.set(
+            title=title,
+            xlabel="red",
+            xlim=(-0.05, 1.05),
+            ylim=(-0.05, 1.05),
+            aspect="equal",
+            facecolor="0.85",
+        )
     axes[0].set_ylabel("blue")
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -205,10 +205,21 @@ class GibbsKernel:
             return None, backward
         return (forward[0] if len(forward) == 1 else self.xp.concat(forward)), backward
 
-    def plan(self, F: Array, G: Array, floor: float | None = None, dtype: str | None = None) -> Array:
-        """Dense plan, zero where the exponent is below `floor` bits (default: the smallest normal number)."""
-        parts = [self.kernels.plan(data, F[lo:hi], G, floor, dtype) for lo, hi, data in self._tiles()]
-        return parts[0] if len(parts) == 1 else self.xp.concat(parts)
+    def plan(
+        self,
+        F: Array,
+        G: Array,
+        floor: float | None = None,
+        dtype: str | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Dense plan, zero where the exponent is not above `floor` bits (default: the smallest normal number's)."""
+        if out is None:
+            kind = self.cost.dtype if dtype is None else getattr(self.xp, dtype)
+            out = self.xp.empty(self.cost.shape, dtype=kind, device=self.cost.device)
+        for lo, hi, data in self._tiles():
+            self.kernels.plan(data, F[lo:hi], G, floor, out=out[lo:hi, :])
+        return out
 
     def mass_histogram(self, F: Array, G: Array) -> Array:
         """Mass of the plan by exponent (see the kernel of this name)."""

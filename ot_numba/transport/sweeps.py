@@ -146,13 +146,13 @@ class AbsorbedSweep(LogSweep):
         self.kernels = gibbs.kernels
         name = str(problem.cost.dtype).rpartition(".")[2]
         self._floor, self._limit = FLOOR[name], LIMIT[name]
+        self.K: Array | None = None
         super().iterate()  # so that no row or column of the kernel is empty
         self._absorb()
 
     def _absorb(self) -> None:
         xp = self.gibbs.xp
-        self.K = None  # let the old kernel go first
-        self.K = self.gibbs.plan(self.F, self.G, self._floor)
+        self.K = self.gibbs.plan(self.F, self.G, self._floor, out=self.K)
         self.p, self.q = xp.ones_like(self.F), xp.ones_like(self.G)
         self._saved = self.p, self.q
         self._bases = [

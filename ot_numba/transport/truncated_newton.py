@@ -43,6 +43,7 @@ class TruncatedNewton:
         self.products = 1
         self.limit = FIRST_LIMIT
         self.direct = False
+        self._plan: Array | None = None
 
     def error(self) -> float:
         """L1 error of the columns, the rows being exact."""
@@ -90,7 +91,9 @@ class TruncatedNewton:
         rows = self.sweep.row_target()
         weights = xp.where(rows > 0, first / xp.where(rows > 0, rows, xp.ones_like(rows)), xp.zeros_like(rows))
         gradient = xp.where(problem.b > 0, gradient, xp.zeros_like(gradient))
-        P = self.sweep.gibbs.plan(*self.sweep.bits(), dtype="float32") if self.store else None
+        P = None
+        if self.store:
+            P = self._plan = self.sweep.gibbs.plan(*self.sweep.bits(), dtype="float32", out=self._plan)
         if self.direct:
             self.products += 1
             return self._solve_directly(P, weights, gradient)

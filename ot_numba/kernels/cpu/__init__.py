@@ -177,9 +177,13 @@ def marginals(cost: CostData, F: np.ndarray, G: np.ndarray) -> tuple[np.ndarray,
     columns = np.empty((count, m), np.float64)
     row_sums, entropies = np.empty(n), np.empty(n)
     arguments = _arguments(cost)
+    info = np.finfo(F.dtype)
+    limits = F.dtype.type(info.minexp), F.dtype.type(info.maxexp - 1)
 
     def task(lo: int, hi: int) -> None:
-        plans.marginals(*arguments, F, G, lo, hi, rows, row_sums, entropies, columns, _buffer(m, F.dtype))
+        plans.marginals(
+            *arguments, F, G, *limits, lo, hi, rows, row_sums, entropies, columns, _buffer(m, F.dtype)
+        )
 
     run_blocks(task, count, n * m)
     return row_sums, _sum_blocks(columns), entropies
@@ -208,17 +212,22 @@ def products(
 
 
 def plan(
-    cost: CostData, F: np.ndarray, G: np.ndarray, floor: float | None = None, dtype: str | None = None
+    cost: CostData,
+    F: np.ndarray,
+    G: np.ndarray,
+    floor: float | None = None,
+    dtype: str | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
+    """Dense plan; entries with an exponent not above `floor` (default: the smallest normal number's) are exactly 0."""
     n, m = cost.shape
     count, rows = _blocks(n, m)
-    out = np.empty((n, m), dtype or F.dtype)
-    limit = F.dtype.type(np.finfo(out.dtype).minexp if floor is None else floor)
+    out = np.empty((n, m), dtype or F.dtype) if out is None else out
+    smallest = F.dtype.type(2.0 ** (np.finfo(out.dtype).minexp if floor is None else floor))
     arguments = _arguments(cost)
 
     def task(lo: int, hi: int) -> None:
-        plans.plan(*arguments, F, G, lo, hi, rows, limit, out, _buffer(m, F.dtype))
+        plans.plan(*arguments, F, G, smallest, lo, hi, rows, out, _buffer(m, F.dtype))
 
     run_blocks(task, count, n * m)
     return out

@@ -229,36 +229,51 @@ def plan_pair(kind, x, y, scale, F, G, v, w, lo, hi, block_rows, t, columns, buf
             i += rows
 
 
+@helper
+def _powers_and_entropy(z, lowest, highest):
+    """Replace exponents by powers, in place; returns ``sum 2**z`` and ``sum 2**z z``."""
+    s = 0.0
+    h = 0.0
+    for j in range(z.shape[0]):
+        t = z[j]
+        t = t if t > lowest else lowest
+        t = t if t < highest else highest
+        e = exp2_fast(t)
+        z[j] = e
+        s += e
+        h += e * t
+    return s, h
+
+
 @kernel
-def marginals(kind, x, y, scale, F, G, lo, hi, block_rows, rows_out, entropies, columns, buffer):
+def marginals(kind, x, y, scale, F, G, lowest, highest, lo, hi, block_rows, sums, entropies, columns, buffer):
     """Row sums, partial column sums and ``sum_j P_ij e_ij`` of the plan."""
     n, m = F.shape[0], G.shape[0]
-    lowest, highest = (-1022.0, 1023.0) if F.itemsize == 8 else (-126.0, 127.0)
     one = F.dtype.type(1)
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
         end = min(n, (block + 1) * block_rows)
-        for i in range(block * block_rows, end):
-            row = buffer[0]
-            s = 0.0
-            h = 0.0
+        i = block * block_rows
+        while i < end:
+            rows = min(ROWS, end - i)
+            sums[i : i + rows] = 0
+            entropies[i : i + rows] = 0
             j0 = 0
             while j0 < m:
                 j1 = min(m, j0 + TILE)
-                fill_exponents(kind, x, y, scale, i, 1, j0, j1, F, G, buffer)
-                for j in range(j0, j1):
-                    z = row[j]
-                    z = z if z > lowest else F.dtype.type(lowest)
-                    z = z if z < highest else F.dtype.type(highest)
-                    e = exp2_fast(z)
-                    row[j] = e
-                    s += e
-                    h += np.float64(e) * z
+                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, G, buffer)
+                for q in range(rows):
+                    s, h = _powers_and_entropy(buffer[q, j0:j1], lowest, highest)
+                    sums[i + q] += s
+                    entropies[i + q] += h
                 j0 = j1
-            rows_out[i] = s
-            entropies[i] = h
-            add_row(column, row, one)
+            if rows == ROWS:
+                add_rows(column, buffer, one, one, one, one)
+            else:
+                for q in range(rows):
+                    add_row(column, buffer[q], one)
+            i += rows
 
 
 @kernel
@@ -332,26 +347,21 @@ def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buff
 
 
 @kernel
-def plan(kind, x, y, scale, F, G, lo, hi, block_rows, floor, out, buffer):
-    """The plan, zero where the exponent is below `floor`."""
+def plan(kind, x, y, scale, F, G, smallest, lo, hi, block_rows, out, buffer):
+    """The plan, zero where an entry is not above `smallest`."""
     n, m = out.shape
-    nothing, highest = out.dtype.type(0), out.dtype.type(1023 if out.itemsize == 8 else 127)
+    nothing = out.dtype.type(0)
+    sums = np.empty(ROWS, np.float64)
     for block in range(lo, hi):
         end = min(n, (block + 1) * block_rows)
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            j0 = 0
-            while j0 < m:
-                j1 = min(m, j0 + TILE)
-                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, G, buffer)
-                for q in range(rows):
-                    row = buffer[q]
-                    target = out[i + q]
-                    for j in range(j0, j1):
-                        e = exp2_fast(min(row[j], highest))
-                        target[j] = e if row[j] >= floor else nothing
-                j0 = j1
+            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            for q in range(rows):
+                row, target = buffer[q], out[i + q]
+                for j in range(m):
+                    target[j] = row[j] if row[j] > smallest else nothing
             i += rows
 
 
@@ -413,6 +423,31 @@ def fill_csr(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, in
                     position += 1
 
 
+@helper
+def _select(z, k):
+    """k-th largest entry, k >= 1, by Hoare's selection; reorders z."""
+    left, right, position = 0, z.shape[0] - 1, k - 1
+    while left < right:
+        pivot = z[(left + right) // 2]
+        i, j = left, right
+        while i <= j:
+            while z[i] > pivot:
+                i += 1
+            while z[j] < pivot:
+                j -= 1
+            if i <= j:
+                z[i], z[j] = z[j], z[i]
+                i += 1
+                j -= 1
+        if position <= j:
+            right = j
+        elif position >= i:
+            left = i
+        else:
+            break
+    return z[position]
+
+
 @kernel
 def row_kth_exponent(kind, x, y, scale, F, G, k, lo, hi, block_rows, out, buffer):
     """k-th largest exponent of every row."""
@@ -421,4 +456,4 @@ def row_kth_exponent(kind, x, y, scale, F, G, k, lo, hi, block_rows, out, buffer
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
             fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
-            out[i] = np.partition(buffer[0], m - k)[m - k]
+            out[i] = _select(buffer[0], k)

@@ -255,16 +255,23 @@ def _lowest(xp: Any, dtype: Any) -> float:
 
 
 def plan(
-    cost: CostData, F: Array, G: Array, floor: float | None = None, dtype: str | None = None
+    cost: CostData,
+    F: Array,
+    G: Array,
+    floor: float | None = None,
+    dtype: str | None = None,
+    out: Array | None = None,
 ) -> Array:
-    """Dense plan; entries with an exponent below `floor` (default: subnormal) are exactly 0."""
+    """Dense plan; entries with an exponent not above `floor` (default: the smallest normal number's) are exactly 0."""
     xp = array_namespace(F)
-    out = xp.empty(cost.shape, dtype=F.dtype if dtype is None else getattr(xp, dtype), device=device(F))
-    floor = _lowest(xp, out.dtype) if floor is None else floor
-    for lo, hi in _row_blocks(*cost.shape):
-        z = _exponents(cost, F, G, lo, hi)
-        P = xp.clip(_exp2(xp, z), None, 2.0 ** (1023 if out.dtype == xp.float64 else 127))
-        out[lo:hi, :] = xp.astype(xp.where(z >= floor, P, xp.zeros_like(P)), out.dtype)
+    z = _exponents(cost, F, G, 0, cost.shape[0])
+    dtype = F.dtype if dtype is None else getattr(xp, dtype)
+    floor = math.log2(xp.finfo(dtype).smallest_normal) if floor is None else floor
+    P = _exp2(xp, z)
+    P = xp.astype(xp.where(z > floor, P, xp.zeros_like(P)), dtype)
+    if out is None:
+        return P
+    out[...] = P
     return out
 
 
