@@ -2,48 +2,90 @@
 
     python asv_benchmarks/compare.py [iteration online tolerance threads startup exp] --n 1000 4000 --seed 1
 
-Every candidate runs once per round, all in one process and on one thread, so that what else the machine does falls
-on all of them alike; medians over the rounds. A library that is not installed is left out, and said so.
+Every candidate runs once per round, on one thread, so that what else the machine does falls on all of them alike;
+medians over the rounds. Each has a process of its own: in a common one, the memory that one library has freed changes
+how fast the next allocates. A library that is not installed is left out, and said so.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from statistics import median
+from typing import Any
 
 from benchmarks import peers, problems, timing  # before NumPy: it sets the numbers of threads
 
 import numpy as np
 
 Targets = Iterable[tuple[str, str | None, float]]
+Recipe = Callable[[], problems.Problem]
+
+
+class Candidate:
+    """A library set up for a problem in a process of its own, where its memory and threads are as its users have them."""
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.pool.submit(_prepare, name, recipe).result()
+
+    def __call__(self, function: Callable, *args: Any, **options: Any) -> Any:
+        """Call ``function(run, problem, ...)`` over there."""
+        return self.pool.submit(_call, function, args, options).result()
+
+
+def _prepare(name: str, recipe: Recipe) -> None:
+    global _state
+    warnings.filterwarnings("ignore")  # peers warn of what they are asked to do here
+    problem = recipe()
+    _state = peers.prepare(name, problem), problem
+
+
+def _call(function: Callable, args: tuple, options: dict) -> Any:
+    return function(*_state, *args, **options)
+
+
+@contextmanager
+def candidates(names: Iterable[str], recipe: Recipe) -> Iterator[dict[str, Candidate]]:
+    """Those of the libraries that can take the problem."""
+    ready: dict[str, Candidate] = {}
+    try:
+        for name in names:
+            try:
+                ready[name] = Candidate(name, recipe)
+            except Exception as error:  # a peer that fails is reported, not hidden
+                print(f"  {name}: {_short(error)}", flush=True)
+        yield ready
+    finally:
+        for candidate in ready.values():
+            candidate.pool.shutdown()
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:100]}"
 
 
 def in_turn(samples: dict[str, Callable[[], float]], rounds: int, enough: float = 20.0) -> dict[str, list[float]]:
     """Times of every candidate, each once per round; one that has taken more than `enough` seconds is left alone."""
     times: dict[str, list[float]] = {name: [] for name in samples}
+    spent = dict.fromkeys(samples, 0.0)
     for _ in range(rounds):
         for name, sample in samples.items():
-            if sum(times[name]) < enough:
+            if spent[name] < enough:
+                start = time.perf_counter()
                 times[name].append(sample())
+                spent[name] += time.perf_counter() - start
     return times
-
-
-def prepared(names: Iterable[str], problem: problems.Problem) -> dict[str, peers.Run]:
-    """Run of every library that can take the problem."""
-    runs = {}
-    for name in names:
-        try:
-            runs[name] = peers.prepare(name, problem)
-        except NotImplementedError as error:
-            print(f"  {error}", flush=True)
-    return runs
 
 
 def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] | None = None) -> None:
@@ -63,20 +105,38 @@ def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] 
     sys.stdout.flush()
 
 
-def iterations(title: str, problem: problems.Problem, names: Iterable[str], targets: Targets, rounds: int) -> None:
+def iterations(title: str, recipe: Recipe, names: Iterable[str], targets: Targets, rounds: int) -> None:
     """Time per iteration; the residual after twelve shows that all do the same."""
-    print(f"\nTime per iteration, {title}, {problem.a.dtype}", flush=True)
+    print(f"\nTime per iteration, {title}", flush=True)
     samples, notes = {}, {}
-    for name, run in prepared(names, problem).items():
-        try:
-            answer = run(12, 0.0)
-            samples[name] = partial(timing.per_iteration, run, timing.enough_iterations(run))
-        except Exception as error:  # a peer that fails is reported, not hidden
-            print(f"  {name} fails: {type(error).__name__}: {str(error)[:100]}", flush=True)
-            continue
-        if answer is not None:
-            notes[name] = f"residual after 12: {problems.residual(problem, answer):.3e}"
-    show(in_turn(samples, rounds), targets, notes)
+    with candidates(names, recipe) as ready:
+        for name, candidate in ready.items():
+            try:
+                error = candidate(_residual_after, 12)
+                samples[name] = partial(candidate, _per_iteration, candidate(_enough_iterations))
+            except Exception as failure:
+                print(f"  {name}: {_short(failure)}", flush=True)
+                continue
+            if error is not None:
+                notes[name] = f"residual after 12: {error:.3e}"
+        show(in_turn(samples, rounds), targets, notes)
+
+
+def _residual_after(run: peers.Run, problem: problems.Problem, n_iter: int) -> float | None:
+    answer = run(n_iter, 0.0)
+    return None if answer is None else problems.residual(problem, answer)
+
+
+def _enough_iterations(run: peers.Run, _: problems.Problem) -> int:
+    return timing.enough_iterations(run)
+
+
+def _per_iteration(run: peers.Run, _: problems.Problem, n_iter: int) -> float:
+    return timing.per_iteration(run, n_iter)
+
+
+def _to_tolerance(run: peers.Run, _: problems.Problem, cap: int, tol: float) -> float:
+    return timing.seconds(lambda: run(cap, tol))
 
 
 def iteration(args: argparse.Namespace) -> None:
@@ -87,8 +147,8 @@ def iteration(args: argparse.Namespace) -> None:
             ("ot_numba log", "OTT-JAX log", 4),
             ("ot_numba kernel", "POT sinkhorn", 1.4),
         ]
-        problem = problems.clouds(n, seed=args.seed)
-        iterations(f"stored cost, d = 2, n = {n}", problem, args.library or peers.DENSE, targets, args.rounds)
+        recipe = partial(problems.clouds, n, seed=args.seed)
+        iterations(f"stored cost, d = 2, n = {n}", recipe, args.library or peers.DENSE, targets, args.rounds)
 
 
 def online(args: argparse.Namespace) -> None:
@@ -100,44 +160,47 @@ def online(args: argparse.Namespace) -> None:
             (2, "float32", (ours, keops, "OTT-JAX log"), [(ours, keops, 40)]),
             (64, "float64", (ours, keops), [(ours, keops, 40)]),
         ):
-            problem = problems.clouds(n, d, seed=args.seed).astype(dtype)
-            iterations(f"cost from points, d = {d}, n = {n}", problem, args.library or names, targets, args.rounds)
+            recipe = partial(_clouds, n, d, args.seed, dtype)
+            title = f"cost from points, d = {d}, n = {n}, {dtype}"
+            iterations(title, recipe, args.library or names, targets, args.rounds)
+
+
+def _clouds(n: int, d: int, seed: int, dtype: str) -> problems.Problem:
+    return problems.clouds(n, d, seed=seed).astype(dtype)
 
 
 def tolerance(args: argparse.Namespace) -> None:
     """Time to a residual."""
-    families = {"clouds": problems.clouds, "squares": problems.squares, "colours": problems.colours}
-    make = families[args.family]
+    make = {"clouds": problems.clouds, "squares": problems.squares, "colours": problems.colours}[args.family]
     for n in args.n:
-        for share, wanted in ((0.05, 1e-9), (0.005, 1e-6)):
-            if share == 0.05:
-                targets = [(ours, peer, t) for ours in peers.OURS for peer, t in (("POT sinkhorn", 4), ("OTT-JAX log", 20))]
-            else:
-                targets = [(ours, None, 6 if n < 4000 else 30) for ours in peers.OURS]
-            problem = make(n, share=share, seed=args.seed)
-            # Newton's methods of regot take minutes from here on
-            names = [name for name in peers.SOLVERS if n < 4000 or not name.startswith("regot")]
+        # regot's Newton methods take minutes at the larger sizes
+        names = args.library or [s for s in peers.SOLVERS if n < 4000 or not s.startswith("regot")]
+        moderate = [(ours, peer, t) for ours in peers.OURS for peer, t in (("POT sinkhorn", 4), ("OTT-JAX log", 20))]
+        small = [(ours, None, 6 if n < 4000 else 30) for ours in peers.OURS]
+        for share, wanted, targets in ((0.05, 1e-9, moderate), (0.005, 1e-6, small)):
             print(f"\nTime to residual {wanted:g}, {args.family}, n = {n}, reg = {share} x median", flush=True)
-            to_residual(problem, args.library or names, wanted, targets, args)
+            to_residual(partial(make, n, share=share, seed=args.seed), names, wanted, targets, args)
 
 
 def to_residual(
-    problem: problems.Problem, names: Iterable[str], wanted: float, targets: Targets, args: argparse.Namespace
+    recipe: Recipe, names: Iterable[str], wanted: float, targets: Targets, args: argparse.Namespace
 ) -> None:
+    """Find what every library must be asked for, then time that."""
     samples, notes = {}, {}
-    for name, run in prepared(names, problem).items():
-        factor = 1.0 if name in peers.OURS else 10.0  # our tol is a promise about the residual
-        try:
-            tol, cap, error = timing.loosest(run, problem, wanted, args.limit, factor=factor)
-        except Exception as failure:
-            print(f"  {name} fails: {type(failure).__name__}: {str(failure)[:100]}", flush=True)
-            continue
-        if error <= wanted:
-            samples[name] = partial(timing.seconds, partial(run, cap, tol))
-            notes[name] = f"tol {tol:.1e}, residual {error:.1e}"
-        else:
-            print(f"  {name} does not get there: residual {error:.1e} with tol {tol:.1e}, {cap} iterations or {args.limit:g} s")
-    show(in_turn(samples, args.rounds), targets, notes)
+    with candidates(names, recipe) as ready:
+        for name, candidate in ready.items():
+            factor = 1.0 if name in peers.OURS else 10.0  # our tol is a promise about the residual
+            try:
+                tol, cap, error = candidate(timing.loosest, wanted, args.limit, factor=factor)
+            except Exception as failure:
+                print(f"  {name}: {_short(failure)}", flush=True)
+                continue
+            if error <= wanted:
+                samples[name] = partial(candidate, _to_tolerance, cap, tol)
+                notes[name] = f"tol {tol:.1e}, residual {error:.1e}"
+            else:
+                print(f"  {name} stops at {error:.1e} with tol {tol:.1e} after {cap} iterations or earlier", flush=True)
+        show(in_turn(samples, args.rounds), targets, notes)
 
 
 def threads(args: argparse.Namespace) -> None:
@@ -220,7 +283,6 @@ def main() -> None:
     unknown = set(args.suites) - set(suites)
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(suites)}")
-    warnings.filterwarnings("ignore")  # peers warn of what they are asked to do here
     for name in args.suites or suites:
         suites[name](args)
 

@@ -103,9 +103,8 @@ def report(name: str, result, target: np.ndarray, seconds: float, mapping: float
     print(f"  marginal error     {transport.marginal_error:.1e}")
     print(f"  linear cost <C,P>  {transport.linear_cost:.6f}")
     print(f"  mean colour        {np.abs(mean - target_mean).max():.1f} of 255 grey levels off the target's")
-    print(
-        f"  covariance         {np.linalg.norm(cov - target_cov) / np.linalg.norm(target_cov):.1%} off the target's"
-    )
+    off = np.linalg.norm(cov - target_cov) / np.linalg.norm(target_cov)
+    print(f"  covariance         {off:.1%} off the target's")
     print(f"  time               {seconds:.2f} s in all, of which {mapping:.2f} s to map the pixels")
 
 

@@ -11,3 +11,5 @@ os.environ["NPROC"] = "1"  # the size of JAX's pool
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 for _name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # BLAS as its own detection sets it up
     os.environ.pop(_name, None)
+for _name in ("PYTORCH", "JAX", "CUPY", "TENSORFLOW"):  # POT would load each of them that is installed
+    os.environ[f"POT_BACKEND_DISABLE_{_name}"] = "1"

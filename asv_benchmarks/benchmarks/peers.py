@@ -173,6 +173,5 @@ DENSE = (
 OURS = ("ot_numba", "ot_numba online", "ot_numba solve")
 ONLINE = ("ot_numba online", "POT lazy", "OTT-JAX online", "GeomLoss KeOps")
 SOLVERS = (
-    *OURS, "POT sinkhorn", "POT sinkhorn_log", "OTT-JAX log",
-    "OTT-JAX momentum", "regot bcd", "regot lbfgs_dual", "regot newton", "regot ssns", "regot splr",
+    *OURS, "POT sinkhorn", "OTT-JAX log", "OTT-JAX momentum", "regot lbfgs_dual", "regot newton", "regot ssns",
 )  # fmt: skip

@@ -264,14 +264,13 @@ def plan(
 ) -> Array:
     """Dense plan; entries with an exponent not above `floor` (default: the smallest normal number's) are exactly 0."""
     xp = array_namespace(F)
-    z = _exponents(cost, F, G, 0, cost.shape[0])
-    dtype = F.dtype if dtype is None else getattr(xp, dtype)
-    floor = math.log2(xp.finfo(dtype).smallest_normal) if floor is None else floor
-    P = _exp2(xp, z)
-    P = xp.astype(xp.where(z > floor, P, xp.zeros_like(P)), dtype)
     if out is None:
-        return P
-    out[...] = P
+        out = xp.empty(cost.shape, dtype=F.dtype if dtype is None else getattr(xp, dtype), device=device(F))
+    floor = _lowest(xp, out.dtype) if floor is None else floor
+    for lo, hi in _row_blocks(*cost.shape):
+        z = _exponents(cost, F, G, lo, hi)
+        P = xp.clip(_exp2(xp, z), None, 2.0 ** (1023 if out.dtype == xp.float64 else 127))
+        out[lo:hi, :] = xp.astype(xp.where(z > floor, P, xp.zeros_like(P)), out.dtype)
     return out
 
 
