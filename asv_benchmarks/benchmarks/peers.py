@@ -27,7 +27,9 @@ def prepare(name: str, problem: Problem) -> Run:
         raise NotImplementedError(f"{name} is left out: {error}") from error
 
 
-def _ot_numba(problem: Problem, method: str = "auto", online: bool = False, function: str = "sinkhorn") -> Run:
+def _ot_numba(
+    problem: Problem, method: str = "auto", online: bool = False, function: str = "sinkhorn"
+) -> Run:
     import ot_numba
 
     try:
@@ -164,7 +166,10 @@ ADAPTERS: dict[str, tuple[Callable, dict]] = {
     "OTT-JAX online": (_ott, {"online": True}),
     "GeomLoss dense": (_geomloss, {"backend": "tensorized"}),
     "GeomLoss KeOps": (_geomloss, {"backend": "online"}),
-    **{f"regot {s}": (_regot, {"solver": s}) for s in ("bcd", "lbfgs_dual", "newton", "sparse_newton", "ssns", "splr")},
+    **{
+        f"regot {s}": (_regot, {"solver": s})
+        for s in ("bcd", "lbfgs_dual", "newton", "sparse_newton", "ssns", "splr")
+    },
 }
 DENSE = (
     "ot_numba log", "ot_numba kernel", "POT sinkhorn", "POT sinkhorn_log", "OTT-JAX log", "OTT-JAX scaling",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 
 from .peers import Run
 from .problems import Problem, residual
 
-FIRST = 2  #: iterations of the shorter run; the longer has a multiple of 10 more, the period of the peers' checks
+FIRST = (
+    2  #: iterations of the shorter run; the longer has a multiple of 10 more, the period of the peers' checks
+)
 
 
 def seconds(call: Callable[[], object], tries: int = 4) -> float:
@@ -49,7 +52,9 @@ def loosest(
     Starts at ``factor * wanted`` and tightens as the residual asks for. The cap keeps a run of plain iterations below
     about `limit` seconds, and a run of that length is the last. If none gets there, the residual is not <= `wanted`.
     """
-    cap = max(FIRST + 10, min(100_000, int(limit / max(per_iteration(run, enough_iterations(run, 0.05)), 1e-6))))
+    cap = max(
+        FIRST + 10, min(100_000, int(limit / max(per_iteration(run, enough_iterations(run, 0.05)), 1e-6)))
+    )
     while True:
         start = time.perf_counter()
         answer = run(cap, factor * wanted)
@@ -58,3 +63,8 @@ def loosest(
         if error <= wanted or not math.isfinite(error) or factor < 1e-3 or elapsed > 0.8 * limit:
             return factor * wanted, cap, error
         factor *= min(0.7, 0.95 * wanted / error)
+
+
+def typical(sample: Callable[[], float], rounds: int = 3) -> float:
+    """Median of a few times."""
+    return statistics.median(sample() for _ in range(rounds))

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from ot_numba.arrays.validation import check_choice, check_int
 
@@ -53,6 +52,8 @@ class Config:
 
 def _version(*names: str) -> str:
     """Return the version of the first of these distributions that is installed."""
+    from importlib.metadata import PackageNotFoundError, version  # costs more than the rest of the package
+
     for name in names:
         try:
             return version(name)

@@ -1,8 +1,12 @@
 """Entropic optimal transport: what users call."""
 
+from ._color_transfer import ColorTransferResult, color_transfer
 from ._sinkhorn import sinkhorn
 from ._solve import solve
+from .divergence import DivergenceResult, sinkhorn_divergence
+from .gradients import plan_vjp, transport_gradients
 from .result import TransportResult
+from .rounding import RoundedPlan, marginal_error, round_plan
 from .semidual import (
     dual_hessian_vector,
     dual_value_and_grad,
@@ -12,12 +16,21 @@ from .semidual import (
 from .stochastic import semidual_stochastic
 
 __all__ = [
+    "ColorTransferResult",
+    "DivergenceResult",
+    "RoundedPlan",
     "TransportResult",
+    "color_transfer",
     "dual_hessian_vector",
     "dual_value_and_grad",
+    "marginal_error",
+    "plan_vjp",
+    "round_plan",
     "semidual_hessian_vector",
     "semidual_stochastic",
     "semidual_value_and_grad",
     "sinkhorn",
+    "sinkhorn_divergence",
     "solve",
+    "transport_gradients",
 ]

@@ -64,9 +64,8 @@ def sinkhorn_rows(
                         if not (sums[q] > tiny and sums[q] < 1.0 / tiny):  # outside the range of exp2
                             fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
                             top = maximum(buffer[0])
-                            if np.isfinite(top):
-                                F[i + q] -= top
-                            relax[q] = 1.0
+                            F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
+                            relax[q] = 1.0 if np.isfinite(top) else 0.0  # no path: the potential stays
                             lost = True
                 if not lost:
                     break

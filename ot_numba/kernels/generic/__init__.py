@@ -35,8 +35,8 @@ def _exponents(cost: CostData, F: Array, G: Array, lo: int, hi: int) -> Array:
 
 
 def _exp2(xp: Any, z: Array) -> Array:
-    """``2**z`` in float64; z counts as 1023 at most, 127 in float32."""
-    highest = xp.full_like(z, 1023 if z.dtype == xp.float64 else 127)
+    """``2**z`` in float64; z counts as 960 at most, in float32 127, so that no sum overflows."""
+    highest = xp.full_like(z, 960 if z.dtype == xp.float64 else 127)
     return xp.exp(math.log(2) * xp.astype(xp.where(z < highest, z, highest), xp.float64))
 
 
@@ -111,7 +111,8 @@ def sinkhorn_rows(
             top = xp.where(lost, xp.squeeze(_largest(xp, z, 1), axis=1), xp.zeros_like(sums))
             z, old = z - top[:, None], old - top
             sums = xp.sum(_exp2(xp, z), axis=1)
-            sums = xp.where(sums > tiny, sums, xp.full_like(sums, tiny))
+            relax = xp.where(sums > 0, relax, xp.zeros_like(relax))  # no path: the potential stays
+            sums = xp.where(sums > 0, sums, xp.ones_like(sums))
         new = xp.astype(_update(xp, old, sums, a[lo:hi], offset[lo:hi], damping, relax), F.dtype)
         column_sums += xp.sum(_exp2(xp, z + (xp.astype(new, xp.float64) - old)[:, None]), axis=0)
         F[lo:hi] = new
@@ -262,14 +263,14 @@ def plan(
     dtype: str | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Dense plan; entries with an exponent not above `floor` (default: the smallest normal number's) are exactly 0."""
+    """Dense plan; entries with an exponent not above `floor` (default: the least normal one) are exactly 0."""
     xp = array_namespace(F)
     if out is None:
         out = xp.empty(cost.shape, dtype=F.dtype if dtype is None else getattr(xp, dtype), device=device(F))
     floor = _lowest(xp, out.dtype) if floor is None else floor
     for lo, hi in _row_blocks(*cost.shape):
         z = _exponents(cost, F, G, lo, hi)
-        P = xp.clip(_exp2(xp, z), None, 2.0 ** (1023 if out.dtype == xp.float64 else 127))
+        P = _exp2(xp, z)
         out[lo:hi, :] = xp.astype(xp.where(z > floor, P, xp.zeros_like(P)), out.dtype)
     return out
 

@@ -1,0 +1,58 @@
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run an example as its command would; returns what it printed, and the folder it wrote to."""
+    pytest.importorskip("matplotlib")
+
+    def run(name, *options):
+        monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path / "new" / "folder"), *options])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out, tmp_path / "new" / "folder"
+
+    return run
+
+
+def test_color_transfer(run):
+    image_module = pytest.importorskip("PIL.Image")
+    pytest.importorskip("sklearn")
+    out, folder = run("color_transfer", "--n-colors", "100")
+    assert out.count("(converged)") == 2
+    assert {path.name for path in folder.iterdir()} == {
+        "strict.png",
+        "unbalanced.png",
+        "pictures.png",
+        "palettes.png",
+    }
+    with image_module.open(folder / "strict.png") as image:
+        assert image.size == (640, 427)
+    # its own answer as the next source
+    out, _ = run(
+        "color_transfer", "--source", str(folder / "unbalanced.png"), "--n-colors", "20", "--reg", "0.02"
+    )
+    assert re.search(r"reg +0\.02\n", out)
+
+
+def test_gaussians_closed_form(run):
+    out, folder = run("gaussians_closed_form")
+    assert (folder / "gaussians.png").stat().st_size > 10_000
+    for value in ("2.9048158642", "0.6121783399", "0.3841424661", "3.2956105782", "2.4066554611"):
+        assert len(re.findall(re.escape(value), out)) >= 2, f"exact and computed should both be {value}"
+
+
+def test_divergence_gradient_flow(run):
+    out, folder = run("divergence_gradient_flow", "--particles", "150", "--steps", "12", "--text", "A")
+    assert (folder / "flow.png").stat().st_size > 10_000
+    values = [float(value) for value in re.findall(r"^ +\d+ +(\d+\.\d+) +\d+$", out, flags=re.MULTILINE)]
+    assert len(values) >= 4
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.01 * values[0]
