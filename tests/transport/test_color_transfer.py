@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ot_numba import ConvergenceError
+from ot_numba import ConvergenceError, get_num_threads, set_num_threads
 from ot_numba.transport import _color_transfer as module
 from ot_numba.transport._color_transfer import color_transfer
 
@@ -191,9 +191,17 @@ def test_memory_layout_does_not_show():
         assert np.array_equal(color_transfer(same, TARGET).image, expected)
 
 
-def test_same_bits_again():
+def test_same_bits_with_any_number_of_threads():
     source, target = picture(5, (300, 300)), picture(6, (300, 300))
-    first, second = (color_transfer(source, target, n_colors=128) for _ in range(2))
+    before = get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            set_num_threads(count)
+            results.append(color_transfer(source, target, n_colors=128))
+    finally:
+        set_num_threads(before)
+    first, second = results
     assert first.image.tobytes() == second.image.tobytes()
     assert first.source_palette.tobytes() == second.source_palette.tobytes()
 
