@@ -2,9 +2,10 @@
 
     python asv_benchmarks/compare.py [iteration online tolerance threads startup exp] --n 1000 4000 --seed 1
 
-Every candidate runs once per round, on one thread, so that what else the machine does falls on all of them alike;
-medians over the rounds. Each has a process of its own: in a common one, the memory that one library has freed changes
-how fast the next allocates. A library that is not installed is left out, and said so.
+Every candidate runs once per round, so that what else the machine does falls on all of them alike; medians over the
+rounds. All run on one thread, and the time is the processor's: waiting for one does not count. Each has a process of
+its own: in a common one, the memory that one library has freed changes how fast the next allocates. A library that is
+not installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from benchmarks import peers, problems, timing  # before NumPy: it sets the numbers of threads
-
 import numpy as np
+from benchmarks import peers, problems, timing  # before NumPy: it sets the numbers of threads
 
 Targets = Iterable[tuple[str, str | None, float]]
 Recipe = Callable[[], problems.Problem]
 
 
 class Candidate:
-    """A library set up for a problem in a process of its own, where its memory and threads are as its users have them."""
+    """A library set up for a problem, in a process of its own."""
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
@@ -233,7 +233,7 @@ def threads(args: argparse.Namespace) -> None:
 
     def sample(n_threads: int) -> float:
         ot_numba.set_num_threads(n_threads)
-        return timing.per_iteration(run, count)
+        return timing.per_iteration(run, count, time.perf_counter)
 
     print(f"\nTime per iteration, cost from points, d = 2, n = {n}, threads")
     names = {"ot_numba, 2 threads": 2, "1 thread": 1}
@@ -265,7 +265,7 @@ def startup(args: argparse.Namespace) -> None:
 
 def fresh_process(code: str, cache: str) -> float:
     """Seconds that code takes in a new interpreter, whose own start does not count."""
-    code = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+    code = f"from time import process_time; start = process_time(); {code}; print(process_time() - start)"
     environment = {**os.environ, "OT_NUMBA_CACHE_DIR": cache}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True

@@ -20,39 +20,26 @@ from ot_numba import color_transfer
 
 def main() -> None:
     """Parse the options, recolour, write the pictures and print the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="image to recolour (default: scikit-learn's china.jpg)")
-    parser.add_argument(
-        "--target", type=Path, help="image with the colours (default: scikit-learn's flower.jpg)"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("color_transfer_output"), help="folder for the pictures"
-    )
-    parser.add_argument(
-        "--reg", type=float, help="regularisation strength (default: chosen from the colours)"
-    )
+    parser.add_argument("--target", type=Path, help="image with the colours (default: scikit-learn's flower.jpg)")
+    parser.add_argument("--output", type=Path, default=Path("color_transfer_output"), help="folder for the pictures")
+    parser.add_argument("--reg", type=float, help="regularisation strength (default: chosen from the colours)")
     parser.add_argument("--n-colors", type=int, default=1024, help="largest number of colours in a palette")
-    parser.add_argument(
-        "--unbalanced", type=float, default=0.3, help="penalty of the second picture's marginals"
-    )
+    parser.add_argument("--unbalanced", type=float, default=0.3, help="penalty of the second picture's marginals")
     options = parser.parse_args()
 
     source = read(options.source, "china.jpg")
     target = read(options.target, "flower.jpg")
     options.output.mkdir(parents=True, exist_ok=True)
-    print(
-        f"source {source.shape[1]} x {source.shape[0]} pixels, target {target.shape[1]} x {target.shape[0]}"
-    )
+    print(f"source {source.shape[1]} x {source.shape[0]} pixels, target {target.shape[1]} x {target.shape[0]}")
 
+    color_transfer(source[::16, ::16], target[::16, ::16])  # compiles what is not in the cache yet
     pictures = {"source": source, "target": target}
     results = {}
     for name, unbalanced in (("strict", None), ("unbalanced", options.unbalanced)):
         start = time.perf_counter()
-        result = color_transfer(
-            source, target, reg=options.reg, n_colors=options.n_colors, unbalanced=unbalanced
-        )
+        result = color_transfer(source, target, reg=options.reg, n_colors=options.n_colors, unbalanced=unbalanced)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         result.transform(source)  # the second half of the work, once more, to see what it costs
@@ -64,10 +51,7 @@ def main() -> None:
         write(options.output / f"{name}.png", pictures[name])
     draw_pictures(options.output / "pictures.png", pictures)
     draw_palettes(options.output / "palettes.png", results)
-    print(
-        f"pictures in {options.output}: "
-        + ", ".join(sorted(path.name for path in options.output.glob("*.png")))
-    )
+    print(f"pictures in {options.output}: " + ", ".join(sorted(path.name for path in options.output.glob("*.png"))))
 
 
 def read(path: Path | None, sample: str) -> np.ndarray:

@@ -24,9 +24,7 @@ import ot_numba
 
 def main() -> None:
     """Parse the options, let the particles flow, print the numbers and draw the snapshots."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", default="OT", help="the shape to flow onto (default: OT)")
     parser.add_argument("--particles", type=int, default=1000, help="number of particles (default: 1000)")
     parser.add_argument("--reg", type=float, default=2e-3, help="regularisation strength (default: 0.002)")

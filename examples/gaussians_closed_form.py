@@ -30,13 +30,9 @@ TOL = 1e-12
 
 def main() -> None:
     """Parse the options, print the tables and draw the plot."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gaussians_output"), help="folder for the plot")
-    parser.add_argument(
-        "--points", type=int, default=401, help="number of points of the grids (default: 401)"
-    )
+    parser.add_argument("--points", type=int, default=401, help="number of points of the grids (default: 401)")
     options = parser.parse_args()
 
     print(f"Grids of {options.points} points")

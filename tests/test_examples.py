@@ -36,9 +36,7 @@ def test_color_transfer(run):
     with image_module.open(folder / "strict.png") as image:
         assert image.size == (640, 427)
     # its own answer as the next source
-    out, _ = run(
-        "color_transfer", "--source", str(folder / "unbalanced.png"), "--n-colors", "20", "--reg", "0.02"
-    )
+    out, _ = run("color_transfer", "--source", str(folder / "unbalanced.png"), "--n-colors", "20", "--reg", "0.02")
     assert re.search(r"reg +0\.02\n", out)
 
 

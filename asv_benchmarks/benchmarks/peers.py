@@ -28,20 +28,16 @@ def prepare(name: str, problem: Problem) -> Run:
 
 
 def _ot_numba(
-    problem: Problem, method: str = "auto", online: bool = False, function: str = "sinkhorn"
+    problem: Problem, method: str = "auto", online: bool = False
 ) -> Run:
     import ot_numba
 
-    try:
-        solve = getattr(ot_numba, function)
-    except AttributeError as error:
-        raise NotImplementedError(f"this ot_numba has no {function}") from error
     C = ot_numba.PointCloud(problem.x, problem.y) if online else problem.C
     log_a, log_b = problem.reg * np.log(problem.a), problem.reg * np.log(problem.b)
 
     def run(max_iter: int, tol: float) -> Any:
         options = {} if tol else {"method": method, "reg_schedule": None, "relaxation": 1}
-        result = solve(
+        result = ot_numba.sinkhorn(
             C, problem.a, problem.b, reg=problem.reg, tol=tol, max_iter=max_iter, on_fail="ignore", **options
         )
         return result.f + log_a, result.g + log_b
@@ -156,7 +152,6 @@ ADAPTERS: dict[str, tuple[Callable, dict]] = {
     "ot_numba log": (_ot_numba, {"method": "log"}),
     "ot_numba kernel": (_ot_numba, {"method": "kernel"}),
     "ot_numba online": (_ot_numba, {"method": "log", "online": True}),
-    "ot_numba solve": (_ot_numba, {"function": "solve"}),
     "POT sinkhorn": (_pot, {"method": "sinkhorn"}),
     "POT sinkhorn_log": (_pot, {"method": "sinkhorn_log"}),
     "POT lazy": (_pot_lazy, {}),
@@ -175,7 +170,7 @@ DENSE = (
     "ot_numba log", "ot_numba kernel", "POT sinkhorn", "POT sinkhorn_log", "OTT-JAX log", "OTT-JAX scaling",
     "GeomLoss dense", "regot bcd",
 )  # fmt: skip
-OURS = ("ot_numba", "ot_numba online", "ot_numba solve")
+OURS = ("ot_numba", "ot_numba online")
 ONLINE = ("ot_numba online", "POT lazy", "OTT-JAX online", "GeomLoss KeOps")
 SOLVERS = (
     *OURS, "POT sinkhorn", "OTT-JAX log", "OTT-JAX momentum", "regot lbfgs_dual", "regot newton", "regot ssns",

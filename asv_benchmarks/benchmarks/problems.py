@@ -23,7 +23,7 @@ class Problem:
     matrix: np.ndarray | None = None
 
     @cached_property
-    def C(self) -> np.ndarray:
+    def C(self) -> np.ndarray:  # noqa: N802
         """The cost matrix."""
         return squared_distances(self.x, self.y) if self.matrix is None else self.matrix
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from . import peers, problems, timing
 
 
@@ -18,6 +20,6 @@ class Threads:
 
     def track_seconds_per_iteration(self, threads: int, method: str) -> float:
         count = timing.enough_iterations(self.run)
-        return timing.typical(lambda: timing.per_iteration(self.run, count))
+        return timing.typical(lambda: timing.per_iteration(self.run, count, time.perf_counter))
 
     track_seconds_per_iteration.unit = "seconds"

@@ -304,7 +304,7 @@ def _recolor(image: _Image, transport: TransportResult) -> Array:
 
 
 def _recolor_by_table(image: _Image, transport: TransportResult, out: np.ndarray) -> None:
-    """Map every colour that occurs once."""
+    """Map each colour that occurs, once."""
     shifts = 8 * np.arange(image.colors)
 
     def codes(part: slice) -> np.ndarray:

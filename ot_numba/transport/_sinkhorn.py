@@ -347,16 +347,19 @@ class _Solver:
         """Truncated Newton steps down to a relative error of `tol`; returns the status."""
         newton = TruncatedNewton(sweep, store=self._fits(4))
         watch = _Watch(self) if tol == self.tol else None
-        error, seen, steps = newton.error(), 0, 0
-        while self.n_iter < self.max_iter and error > tol * self.mass * (watch is None) and steps < max_steps:
-            newton.step(tol * self.mass)
+        seen, steps = 0, 0
+        while True:
             error = newton.error()
             self._tell(sweep, error, newton.products - seen)
-            seen, steps = newton.products, steps + 1
-            status = watch.status(sweep, error, plain=True) if watch else None
-            if status:
-                return status
-        return "max_iter"
+            seen = newton.products
+            if watch:
+                status = watch.status(sweep, error, plain=True)
+            else:
+                status = "converged" if error <= tol * self.mass else None
+            if status or self.n_iter >= self.max_iter or steps == max_steps:
+                return status or "max_iter"
+            newton.step(tol * self.mass)
+            steps += 1
 
     def _anderson(self, sweep: LogSweep, memory: int) -> str:
         """Anderson-accelerated iterations at the target regularisation; returns the status."""

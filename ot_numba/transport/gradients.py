@@ -440,8 +440,8 @@ def _regularisation_vjp(result: TransportResult, by_cost: Array) -> float:
     n, m = problem.cost.shape
     step = max(1, TILE_ENTRIES // m)
     for lo in range(0, n, step):
-        part = by_cost[lo : lo + step, :]
-        C = xp.astype(problem.cost.rows(lo, min(n, lo + step)), xp.float64)
+        hi = min(n, lo + step)
+        part, C = by_cost[lo:hi, :], xp.astype(problem.cost.rows(lo, hi), xp.float64)
         total -= float(xp.sum(xp.where(part == 0, xp.zeros_like(part), C) * part))
     return total / problem.reg
 

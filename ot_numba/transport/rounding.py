@@ -306,8 +306,9 @@ def _bilinear(cost: Cost, u: Array, v: Array) -> float:
     n, m = cost.shape
     step, total = max(1, TILE_ENTRIES // m), 0.0
     for lo in range(0, n, step):
-        tile = cost.rows(lo, min(n, lo + step))
-        weights = u[lo : lo + step, None] * v[None, :]
+        hi = min(n, lo + step)
+        tile = cost.rows(lo, hi)
+        weights = u[lo:hi, None] * v[None, :]
         product = xp.where(weights > 0, tile, xp.zeros_like(tile)) * weights
         total += float(xp.sum(product))
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ class TruncatedNewton:
     sweep : LogSweep
         Where to start.
     store : bool
-        Whether P is stored in float32, n m numbers; otherwise every product evaluates it.
+        Whether P is stored in float32, scaled, n m numbers; otherwise every product evaluates it.
     """
 
     def __init__(self, sweep: LogSweep, *, store: bool) -> None:
@@ -43,7 +44,7 @@ class TruncatedNewton:
         self.products = 1
         self.limit = FIRST_LIMIT
         self.direct = False
-        self._plan: Array | None = None
+        self._W: Array | None = None
 
     def error(self) -> float:
         """L1 error of the columns, the rows being exact."""
@@ -58,8 +59,9 @@ class TruncatedNewton:
         gradient, error = self._gradient(), self.error()
         forcing = max(min(0.1, error / sweep.mass), min(0.05 * tol / error, 0.02), 1e-6)
         direction = self._solve(gradient, forcing)
+        if self.problem.balanced:  # the constants are free
+            direction = direction - xp.sort(direction)[direction.shape[0] // 2]
         # a part that hardly exchanges mass with the rest asks for a huge shift: it must not shorten all other steps
-        direction = direction - xp.sort(direction)[direction.shape[0] // 2]
         clipped = xp.clip(direction, -self.limit, self.limit)
         at_limit = bool(xp.any(clipped != direction))
         direction, length = clipped, 1.0
@@ -91,13 +93,12 @@ class TruncatedNewton:
         rows = self.sweep.row_target()
         weights = xp.where(rows > 0, first / xp.where(rows > 0, rows, xp.ones_like(rows)), xp.zeros_like(rows))
         gradient = xp.where(problem.b > 0, gradient, xp.zeros_like(gradient))
-        P = None
         if self.store:
-            P = self._plan = self.sweep.gibbs.plan(*self.sweep.bits(), dtype="float32", out=self._plan)
+            self._store(weights)
         if self.direct:
             self.products += 1
-            return self._solve_directly(P, weights, gradient)
-        product = self._pair(P, weights)
+            return self._solve_directly(gradient)
+        product = self._pair(weights)
         mass = product(xp.ones_like(gradient)) / first
         diagonal = xp.where(mass > 0, mass, xp.ones_like(mass)) / second
         ridged = diagonal * (1 + RIDGE)
@@ -113,21 +114,28 @@ class TruncatedNewton:
         self.direct = self.store and size <= DIRECT_SIZE and found.n_iter > DIRECT_SHARE * size
         return found.x
 
-    def _pair(self, P: Array | None, weights: Array) -> Callable[[Array], Array]:
+    def _store(self, weights: Array) -> None:
+        """Keep ``W = diag(weights)**(1/2) P`` in float32, whose entries stay in range where those of P would not."""
+        xp = self.xp
+        F, G = self.sweep.bits()
+        positive = weights > 0
+        half = 0.5 * xp.log2(xp.where(positive, weights, xp.ones_like(weights)))
+        F = xp.astype(xp.where(positive, F + half, xp.full_like(half, -math.inf)), F.dtype)
+        self._W = self.sweep.gibbs.plan(F, G, dtype="float32", out=self._W)
+
+    def _pair(self, weights: Array) -> Callable[[Array], Array]:
         """``v -> P' (weights P v)``."""
         xp, sweep = self.xp, self.sweep
-        if P is None:
+        if not self.store:
             return lambda v: sweep.gibbs.pair(*sweep.bits(), v, weights)[1]
-        single = P.dtype
-        weights = xp.astype(weights, single)
-        return lambda v: sweep.gibbs.kernels.absorbed_pair(P, xp.astype(v, single), weights)[1]
+        W, ones = self._W, xp.ones(self._W.shape[0], dtype=self._W.dtype, device=sweep.gibbs.cost.device)
+        return lambda v: sweep.gibbs.kernels.absorbed_pair(W, xp.astype(v, W.dtype), ones)[1]
 
-    def _solve_directly(self, P: Array, weights: Array, gradient: Array) -> Array:
+    def _solve_directly(self, gradient: Array) -> Array:
         """The same by elimination; every edge of the Laplacian keeps its relative accuracy, however weak."""
         xp = self.xp
         first, second = self.sweep.damping
-        W = P * xp.astype(xp.sqrt(weights), P.dtype)[:, None]
-        S = -xp.astype(xp.matrix_transpose(W) @ W, xp.float64)
+        S = -xp.astype(xp.matrix_transpose(self._W) @ self._W, xp.float64)
         index = xp.arange(S.shape[0])
         S[index, index] = 0.0
         mass = -xp.sum(S, axis=1)

@@ -80,9 +80,7 @@ def test_moments_out_of_sample():
 
 
 def test_smaller_reg_gives_back_more_of_the_contrast():
-    spread = [
-        np.trace(moments(color_transfer(SOURCE, TARGET, reg=reg).image)[1]) for reg in (0.1, 0.01, 0.001)
-    ]
+    spread = [np.trace(moments(color_transfer(SOURCE, TARGET, reg=reg).image)[1]) for reg in (0.1, 0.01, 0.001)]
     assert spread[0] < spread[1] < spread[2] < 1.001 * np.trace(moments(TARGET)[1])
     reg = 0.003
     assert color_transfer(SOURCE, TARGET, reg=reg).transport.reg == reg
@@ -300,9 +298,7 @@ def test_array_libraries(xp):
     assert result.image.dtype == xp.uint8
     assert np.abs(np.asarray(result.image).astype(int) - expected).max() <= 1
     floats = color_transfer(xp.asarray(SOURCE), xp.asarray(TARGET), n_colors=32).image
-    np.testing.assert_allclose(
-        np.asarray(floats), color_transfer(SOURCE, TARGET, n_colors=32).image, atol=1e-6
-    )
+    np.testing.assert_allclose(np.asarray(floats), color_transfer(SOURCE, TARGET, n_colors=32).image, atol=1e-6)
 
 
 def test_libraries_are_not_mixed():

@@ -14,7 +14,7 @@ METRICS = ["sqeuclidean", "euclidean", 1.5, 3.0, "cityblock", "cosine"]
 PENALTIES = [None, 0.7, (0.7, 1.3), (None, 0.5), (0.5, None)]
 
 
-def derivative(function, v, h=1e-3):
+def derivative(function, v, h=2e-4):
     """Central differences of fourth order by every entry of v."""
     v = np.asarray(v, float)
     out = np.zeros_like(v)
@@ -27,7 +27,7 @@ def derivative(function, v, h=1e-3):
 
 def exact(C, a, b, reg=REG, **options):
     """Solution to the last digits."""
-    return sinkhorn(C, a, b, reg=reg, tol=1e-15, on_fail="ignore", **options)
+    return sinkhorn(C, a, b, reg=reg, tol=1e-15, method="log", on_fail="ignore", **options)
 
 
 def random_problem(seed=0, n=6, m=5, mass=1.0):
@@ -114,8 +114,8 @@ def test_value_by_points(xp, metric, unbalanced):
 
     cost = PointCloud(xp.asarray(x), xp.asarray(y), metric)
     g = transport_gradients(exact(cost, xp.asarray(a), xp.asarray(b), unbalanced=unbalanced), ("x", "y"))
-    assert np.allclose(to_numpy(g["x"]), derivative(lambda v: value(v, y), x, 2e-4), rtol=0, atol=1e-8)
-    assert np.allclose(to_numpy(g["y"]), derivative(lambda v: value(x, v), y, 2e-4), rtol=0, atol=1e-8)
+    assert np.allclose(to_numpy(g["x"]), derivative(lambda v: value(v, y), x), rtol=0, atol=1e-8)
+    assert np.allclose(to_numpy(g["y"]), derivative(lambda v: value(x, v), y), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -9,7 +9,6 @@ from ot_numba.arrays import to_numpy
 from ot_numba.costs import CostMatrix, Grid, PointCloud
 from ot_numba.transport import sinkhorn
 from ot_numba.transport.rounding import marginal_error, round_plan
-from ot_numba.transport._sinkhorn import sinkhorn
 
 
 def lp_value(C, a, b):

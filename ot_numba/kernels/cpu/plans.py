@@ -59,11 +59,14 @@ def sinkhorn_rows(
                 lost = False
                 for q in range(rows):
                     if attempt == 0:
-                        error += abs(sums[q] - marginal_target(F[i + q], a[i + q], offset[i + q], damping))
+                        wanted = marginal_target(F[i + q], a[i + q], offset[i + q], damping)
                         relax[q] = relaxation
-                        if not (sums[q] > tiny and sums[q] < 1.0 / tiny):  # outside the range of exp2
+                        if sums[q] > tiny and sums[q] < 1.0 / tiny:
+                            error += abs(sums[q] - wanted)
+                        else:  # outside the range of exp2: bring the largest exponent to 0
                             fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
                             top = maximum(buffer[0])
+                            error += 1.0 / tiny if top > 0 else wanted
                             F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
                             relax[q] = 1.0 if np.isfinite(top) else 0.0  # no path: the potential stays
                             lost = True
