@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..arrays.validation import check_choice, check_int, check_real
@@ -80,8 +81,8 @@ def sinkhorn(
         \min_{P \ge 0}\ \langle C, P\rangle + reg\, R(P) \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b,
 
     with :math:`R(P) = KL(P | a b^\top)` (``regularizer="kl"``) or :math:`\sum_{ij} P_{ij} (\log P_{ij} - 1)`
-    (``"entropy"``; the balanced plan is the same, the potentials and the value differ). With `unbalanced` the constraints
-    become penalties :math:`\rho_1 KL(P 1 | a) + \rho_2 KL(P^\top 1 | b)`.
+    (``"entropy"``; the balanced plan is the same, the potentials and the value differ). With `unbalanced` the
+    constraints become penalties :math:`\rho_1 KL(P 1 | a) + \rho_2 KL(P^\top 1 | b)`.
 
     Parameters
     ----------
@@ -207,7 +208,7 @@ def _schedule(reg_schedule: Any, problem: Problem, warm: bool) -> list[float]:
         count = 0 if short else math.ceil(math.log(first / reg, STAGE_RATIO) - 1e-9)
         return [first / STAGE_RATIO**i for i in range(count)]
     stages = [check_real(value, "reg_schedule", low=reg) for value in reg_schedule]
-    if any(later > earlier for earlier, later in zip(stages, stages[1:], strict=False)):
+    if any(later > earlier for earlier, later in pairwise(stages)):
         raise ValueError(f"reg_schedule must decrease, got {stages}")
     return [value for value in stages if value > reg]
 

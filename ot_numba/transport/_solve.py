@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..arrays.validation import check_choice
+from ._sinkhorn import State, sinkhorn
 from .problem import REGULARIZERS
 from .result import TransportResult
-from ._sinkhorn import State, sinkhorn
 
 
 def solve(

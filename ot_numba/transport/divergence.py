@@ -12,10 +12,10 @@ from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import PointCloud, as_cost
 from ..costs.gibbs import LOG2E, GibbsKernel
+from ._sinkhorn import METHODS, _Solver, sinkhorn
 from .gradients import transport_gradients
 from .problem import Problem, check_potentials, check_unbalanced, make_problem
 from .result import TransportResult
-from ._sinkhorn import METHODS, _Solver, sinkhorn
 from .sweeps import LogSweep
 
 Array = Any

@@ -41,7 +41,7 @@ class Problem:
 
     @property
     def dampings(self) -> tuple[float, float]:
-        """rho / (rho + reg) for each side."""
+        """Rho / (rho + reg) for each side."""
         return self.damping(self.reg)
 
     def damping(self, reg: float) -> tuple[float, float]:

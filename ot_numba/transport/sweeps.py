@@ -139,7 +139,7 @@ class LogSweep:
 
 
 class AbsorbedSweep(LogSweep):
-    """Iterations on the stored kernel ``K = 2**(F_i + G_j - k C_ij)`` with scalings p, q: two multiply-adds per entry."""
+    """Iterations on the stored ``K = 2**(F_i + G_j - k C_ij)`` with scalings p, q: two multiply-adds per entry."""
 
     def __init__(self, problem: Problem, gibbs: GibbsKernel, f: Array, g: Array, exact: int) -> None:
         super().__init__(problem, gibbs, f, g, exact)
