@@ -207,7 +207,8 @@ class GridGibbsKernel(GibbsKernel):
         if damping != 1:
             target = target * _exp2(xp, -dual * (1 / damping - 1))
         error = float(xp.sum(xp.abs(_exp2(xp, old + lse) - target)))
-        moved = start + dual + relaxation * (-damping * lse - dual)
+        logs = xp.log2(xp.where(positive, xp.astype(weights, xp.float64), xp.ones_like(offset)))
+        moved = start + dual + relaxation * (damping * (logs - lse - start) - dual)
         potential[...] = xp.astype(xp.where(positive, moved, xp.full_like(moved, -math.inf)), potential.dtype)
         return error
 
@@ -284,8 +285,8 @@ class GridGibbsKernel(GibbsKernel):
 
 
 def _exp2(xp: Any, bits: Array) -> Array:
-    """``2**min(bits, 1023)`` for float64 bits."""
-    return xp.exp(xp.where(bits < 1023, bits, xp.full_like(bits, 1023)) / LOG2E)
+    """``2**min(bits, 960)`` for float64 bits, so that no sum overflows."""
+    return xp.exp(xp.where(bits < 960, bits, xp.full_like(bits, 960)) / LOG2E)
 
 
 def _as_axes(axes: Any, name: str) -> list[Any]:

@@ -140,6 +140,7 @@ class CostMatrix(Cost):
     @cached_property
     def _highest_finite(self) -> float:
         xp = self.xp
-        step = max(1, (1 << 20) // self.shape[1])
-        tiles = (self.C[lo : lo + step, :] for lo in range(0, self.shape[0], step))
+        n, m = self.shape
+        step = max(1, (1 << 20) // m)
+        tiles = (self.C[lo : min(n, lo + step), :] for lo in range(0, n, step))
         return max(float(xp.max(xp.where(xp.isfinite(t), t, xp.full_like(t, self._lowest)))) for t in tiles)

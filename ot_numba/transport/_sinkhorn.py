@@ -13,6 +13,7 @@ from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import CostMatrix, Grid
 from .acceleration import Anderson, Relaxation
+from .objective import marginal_residual, objectives, pair
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
 from .sweeps import AbsorbedSweep, LogSweep
@@ -393,32 +394,19 @@ class _Solver:
         inner, xp = self.inner, self.inner.xp
         f, g = sweep.potentials()
         if inner.balanced:
-            shift = (_dot(xp, f, inner.a) - _dot(xp, g, inner.b)) / (2 * self.mass)
+            shift = (pair(xp, f, inner.a) - pair(xp, g, inner.b)) / (2 * self.mass)
             f, g = f - shift, g + shift
         r, c, linear_cost = sweep.gibbs.statistics(*inner.to_bits(f, g, sweep.gibbs))
-        error = 0.0
-        for sums, potential, weights, rho in zip((r, c), (f, g), (inner.a, inner.b), inner.rho, strict=True):
-            target = _times_exp(xp, weights, potential, rho)
-            error += float(xp.sum(xp.abs(sums - target)))
-        self._settled = sweep, self.n_iter, (f, g, r, c, linear_cost, error / self.mass)
+        self._settled = sweep, self.n_iter, (f, g, r, c, linear_cost, marginal_residual(inner, f, g, r, c))
         return self._settled[2]
 
     def _report(self, sweep: LogSweep, status: str) -> TransportResult:
         """Recompute everything from the potentials that are returned."""
-        problem, inner, xp = self.problem, self.inner, self.inner.xp
+        problem, inner = self.problem, self.inner
         if sweep.gibbs.reg != problem.reg:  # stopped on the way: potentials carry over in the units of the cost
             sweep = LogSweep(inner, inner.cost.gibbs(problem.reg), *sweep.potentials(), 0)
         f, g, r, c, linear_cost, error = self.settle(sweep)
-        excess = problem.reg * (float(xp.sum(r)) - problem.reference_mass)
-        value = _dot(xp, f, r) + _dot(xp, g, c) - excess
-        dual_value = -excess
-        for sums, potential, weights, rho in zip((r, c), (f, g), (inner.a, inner.b), inner.rho, strict=True):
-            if math.isinf(rho):
-                dual_value += _dot(xp, potential, weights)
-            else:
-                target = _times_exp(xp, weights, potential, rho)
-                dual_value -= rho * float(xp.sum(target - weights))
-                value += rho * _relative_entropy(xp, sums, weights)
+        value, dual_value = objectives(inner, f, g, r, c)
         converged = error <= self.tol
         if status == "converged" and not converged:
             status = "floor"
@@ -509,29 +497,6 @@ class _Watch:
         elif solver.n_iter - self.best_at > self.patience and self.best < 1e3 * solver.floor:
             return "floor"
         return None
-
-
-def _dot(xp: Any, potential: Array, weights: Array) -> float:
-    """<potential, weights> in float64 with 0 * inf = 0."""
-    product = xp.astype(potential, xp.float64) * xp.astype(weights, xp.float64)
-    return float(xp.sum(xp.where(weights > 0, product, xp.zeros_like(product))))
-
-
-def _times_exp(xp: Any, weights: Array, potential: Array, rho: float) -> Array:
-    """``weights * exp(-potential / rho)``, float64; 0 where the weight is 0."""
-    weights = xp.astype(weights, xp.float64)
-    if math.isinf(rho):
-        return weights
-    exponent = xp.where(weights > 0, -xp.astype(potential, xp.float64) / rho, xp.zeros_like(weights))
-    return weights * xp.exp(exponent)
-
-
-def _relative_entropy(xp: Any, p: Array, q: Array) -> float:
-    """``KL(p | q) = sum p log(p / q) - p + q``; entries with p = 0 or q = 0 count q."""
-    q = xp.astype(q, xp.float64)
-    both = (p > 0) & (q > 0)
-    ratio = xp.where(both, p, xp.ones_like(p)) / xp.where(both, q, xp.ones_like(q))
-    return float(xp.sum(p * xp.log(ratio) - p + q))
 
 
 def _physical_memory() -> int:

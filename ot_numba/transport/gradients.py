@@ -12,6 +12,7 @@ from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from ..optimize import CGResult, conjugate_gradient
+from .objective import pair
 from .problem import Problem
 from .result import TransportResult
 
@@ -119,8 +120,10 @@ def _by_reg(result: TransportResult) -> float:
     """The regulariser at the plan."""
     problem, xp = result.problem, result.problem.xp
     total = -result.linear_cost
-    for sums, potential in zip(result.marginals, (result.f, result.g), strict=True):
-        product = xp.where(sums > 0, xp.astype(potential, xp.float64), xp.zeros_like(sums)) * sums
+    for sums, potential, weights in zip(
+        result.marginals, (result.f, result.g), (problem.a, problem.b), strict=True
+    ):
+        product = xp.where(weights > 0, xp.astype(potential, xp.float64), xp.zeros_like(sums)) * sums
         total += float(xp.sum(product))
     return total / problem.reg - float(xp.sum(result.marginals[0])) + problem.reference_mass
 
@@ -333,8 +336,8 @@ def plan_vjp(
                 "larger tol or max_iter",
                 on_fail,
             )
-    pair = system.expand(sums[sides[0]], second), second
-    row, column = pair[sides[0]], pair[sides[1]]
+    both = system.expand(sums[sides[0]], second), second
+    row, column = both[sides[0]], both[sides[1]]
     by_cost = (P * (row[:, None] + column[None, :]) - W) / problem.reg
     by_reg = _regularisation_vjp(result, by_cost)
     by_weights = [
@@ -342,7 +345,7 @@ def plan_vjp(
         for side in (0, 1)
     ]
     if problem.balanced:
-        shift = _dot(xp, by_weights[0], problem.a) - _dot(xp, by_weights[1], problem.b)
+        shift = pair(xp, by_weights[0], problem.a) - pair(xp, by_weights[1], problem.b)
         shift /= 2 * problem.masses[0]
         by_weights = [by_weights[0] - shift, by_weights[1] + shift]
     dtype = problem.cost.dtype
@@ -422,10 +425,6 @@ def _solve_positive(xp: Any, S: Array, right: Array) -> Array:
             "result has a plan that falls into blocks without a link in the range of the dtype: its "
             "derivatives are not determined; use a larger reg, or solver='cg'"
         ) from None
-
-
-def _dot(xp: Any, u: Array, weights: Array) -> float:
-    return float(xp.sum(u * xp.astype(weights, xp.float64)))
 
 
 def _regularisation_vjp(result: TransportResult, by_cost: Array) -> float:

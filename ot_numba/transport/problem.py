@@ -93,24 +93,37 @@ class Problem:
 
         In the KL form those of points without weight are the smoothed c-transforms of the others, else -inf.
         """
+        xp = self.xp
+        whole: list[Array] = []
+        for side, (support, potential, weights) in enumerate(
+            zip(self.support, (f, g), (self.a, self.b), strict=True)
+        ):
+            positive = weights > 0
+            missing = xp.nonzero(~positive)[0]
+            out = potential
+            if support is not None:
+                out = xp.empty_like(weights)
+                out[support] = potential
+            if missing.shape[0]:
+                others: Any = -math.inf
+                if self.regularizer == "kl":
+                    others = self.dampings[side] * self._transform(side, missing, (g, f)[side])
+                out = out if support is not None else xp.asarray(out, copy=True)
+                out[missing] = others
+            whole.append(out)
+        return whole[0], whole[1]
+
+    def _transform(self, side: int, points: Array, other: Array) -> Array:
+        """Smoothed c-transform of a potential on the positive weights, at some points of the other side."""
+        inner = self.restricted
+        if isinstance(self.cost, Grid):
+            gibbs = self.cost.gibbs(self.reg)
+            whole = gibbs.softmin_columns(other, self.a) if side else gibbs.softmin_rows(other, self.b)
+            return self.xp.take(whole, points)
         rows, columns = self.support
-        xp, inner = self.xp, self.restricted
-        whole_f, whole_g = f, g
-        if rows is not None:
-            missing = xp.nonzero(self.a == 0)[0]
-            others: Any = -math.inf
-            if self.regularizer == "kl":
-                gibbs = self.cost.subset(missing, columns).gibbs(self.reg)
-                others = self.dampings[0] * gibbs.softmin_rows(g, inner.b)
-            whole_f = _scatter(xp, self.a, rows, f, missing, others)
-        if columns is not None:
-            missing = xp.nonzero(self.b == 0)[0]
-            others = -math.inf
-            if self.regularizer == "kl":
-                gibbs = self.cost.subset(rows, missing).gibbs(self.reg)
-                others = self.dampings[1] * gibbs.softmin_columns(f, inner.a)
-            whole_g = _scatter(xp, self.b, columns, g, missing, others)
-        return whole_f, whole_g
+        if side:
+            return self.cost.subset(rows, points).gibbs(self.reg).softmin_columns(other, inner.a)
+        return self.cost.subset(points, columns).gibbs(self.reg).softmin_rows(other, inner.b)
 
     def offsets(self, gibbs: GibbsKernel) -> tuple[Array, Array]:
         """Potentials f = 0, g = 0 in bits: the logarithms of a, b in the KL form, none in the entropy form."""
@@ -188,13 +201,6 @@ def _total(xp: Any, weights: Array) -> float:
 def _positive(xp: Any, weights: Array) -> Array | None:
     positive = weights > 0
     return None if bool(xp.all(positive)) else xp.nonzero(positive)[0]
-
-
-def _scatter(xp: Any, like: Array, kept: Array, values: Array, missing: Array, others: Array) -> Array:
-    out = xp.empty_like(like)
-    out[kept] = values
-    out[missing] = others
-    return out
 
 
 def _refuse_forbidden(problem: Problem) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from ..arrays.namespaces import array_namespace
 from ..arrays.validation import as_float_array
 from ..costs.gibbs import GibbsKernel
+from .objective import pair
 from .problem import Problem, check_potentials, cost_sample, make_problem
 
 Array = Any
@@ -341,12 +342,6 @@ def dual_hessian_vector(
                 )
             )
     return out[0], out[1]
-
-
-def pair(xp: Any, potential: Array, weights: Array) -> float:
-    """<potential, weights> in float64; what has no weight does not count."""
-    counted = xp.where(weights > 0, potential, xp.zeros_like(potential))
-    return float(xp.sum(xp.astype(counted, xp.float64) * xp.astype(weights, xp.float64)))
 
 
 def log_weights(xp: Any, weights: Array, missing: float) -> Array:

@@ -24,9 +24,10 @@ from ..costs import Cost, CostMatrix, Grid, PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from ..kernels import CostData
 from ._sinkhorn import State
+from .objective import marginal_residual, objectives, pair
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
-from .semidual import column_sums, log_weights, pair, rows_solved
+from .semidual import column_sums, log_weights, rows_solved
 
 Array = Any
 METHODS = ("asgd", "sag")
@@ -389,18 +390,14 @@ class _Run:
 
     def _report(self, status: str) -> TransportResult:
         """Recompute everything from the potentials that are returned."""
-        problem, inner, xp = self.problem, self.inner, self.problem.xp
+        problem, inner = self.problem, self.inner
         f, g = self._settle()
         r, c, linear_cost = self.gibbs.statistics(*inner.to_bits(f, g, self.gibbs))
-        error = float(xp.sum(xp.abs(r - inner.a)) + xp.sum(xp.abs(c - inner.b))) / problem.masses[0]
-        excess = problem.reg * (float(xp.sum(r)) - problem.reference_mass)
+        error = marginal_residual(inner, f, g, r, c)
+        value, dual_value = objectives(inner, f, g, r, c)
         converged = error <= self.tol
         if status != "stopped":
             status = "max_iter" if not converged else "converged" if error <= self.asked else "floor"
-        if isinstance(inner.cost, Grid) and inner.regularizer == "kl":
-            g = xp.where(inner.b > 0, g, self.gibbs.softmin_columns(f, inner.a))
-        value = pair(xp, f, r) + pair(xp, g, c) - excess
-        dual_value = pair(xp, f, inner.a) + pair(xp, g, inner.b) - excess
         f, g = problem.extend(f, g)
         return TransportResult(
             value=value,

@@ -79,9 +79,13 @@ class LogSweep:
         self.G[...] = G
 
     def potentials(self) -> tuple[Array, Array]:
-        """Potentials in cost units."""
-        F, G = self.bits()
-        return self.gibbs.unfold(F, self.offsets[0]), self.gibbs.unfold(G, self.offsets[1])
+        """Potentials in cost units; where there is no weight, 0 in the KL form, -inf in the entropy form."""
+        xp, out = self.gibbs.xp, []
+        for bits, offset in zip(self.bits(), self.offsets, strict=True):
+            placed = xp.isfinite(offset)
+            zero = xp.zeros_like(bits)
+            out.append(self.gibbs.unfold(xp.where(placed, bits, zero), xp.where(placed, offset, zero)))
+        return out[0], out[1]
 
     def set_bits(self, F: Array, G: Array) -> None:
         """Go on from other potentials in bits."""
