@@ -125,11 +125,12 @@ def iterations(title: str, recipe: Recipe, names: Iterable[str], targets: Target
     with candidates(names, recipe) as ready:
         for name, candidate in ready.items():
             try:
-                error = candidate(_residual_after, 12)
-                samples[name] = partial(candidate, _per_iteration, candidate(_enough_iterations))
+                count = candidate(_enough_iterations)
+                error = candidate(_residual_after, 12) if count > timing.FIRST else None
             except Exception as failure:
                 print(f"  {name}: {_short(failure)}", flush=True)
                 continue
+            samples[name] = partial(candidate, _per_iteration, count)
             if error is not None:
                 notes[name] = f"residual after 12: {error:.3e}"
         show(in_turn(samples, rounds), targets, notes)

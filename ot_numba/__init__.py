@@ -35,6 +35,10 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         suggest_reg as suggest_reg,
     )
     from ot_numba.transport import (
+        ColorTransferResult as ColorTransferResult,
+        DivergenceResult as DivergenceResult,
+        PlanVJP as PlanVJP,
+        RoundedPlan as RoundedPlan,
         TransportResult as TransportResult,
         color_transfer as color_transfer,
         dual_hessian_vector as dual_hessian_vector,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         semidual_value_and_grad as semidual_value_and_grad,
         sinkhorn as sinkhorn,
         sinkhorn_divergence as sinkhorn_divergence,
+        sinkhorn_divergence_cost as sinkhorn_divergence_cost,
         solve as solve,
         transport_gradients as transport_gradients,
     )
@@ -72,6 +77,10 @@ _HOMES = {
         "suggest_reg",
     ),
     "transport": (
+        "ColorTransferResult",
+        "DivergenceResult",
+        "PlanVJP",
+        "RoundedPlan",
         "TransportResult",
         "color_transfer",
         "dual_hessian_vector",
@@ -84,6 +93,7 @@ _HOMES = {
         "semidual_value_and_grad",
         "sinkhorn",
         "sinkhorn_divergence",
+        "sinkhorn_divergence_cost",
         "solve",
         "transport_gradients",
     ),

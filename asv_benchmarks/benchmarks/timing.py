@@ -29,13 +29,13 @@ def per_iteration(run: Run, iterations: int, clock: Callable[[], float] = time.p
 
 
 def enough_iterations(run: Run, wanted: float = 0.3) -> int:
-    """Iterations that take about so many seconds; compiles what `per_iteration` needs for them."""
+    """Iterations that take about so many seconds, and twice what is done once; compiles all that they need."""
     run(FIRST, 0.0)
-    if seconds(lambda: run(FIRST, 0.0)) > FIRST:  # checks no longer matter, and ten would take too long
-        run(2 * FIRST, 0.0)
+    once = seconds(lambda: run(FIRST, 0.0))
+    if once > 2 * FIRST:  # seconds for each: checks no longer matter
         return FIRST
     run(FIRST + 10, 0.0)
-    iterations = 10 * max(1, min(50, round(wanted / max(10 * per_iteration(run, 10), 1e-6))))
+    iterations = 10 * max(1, min(50, round(max(wanted, 2 * once) / max(10 * per_iteration(run, 10), 1e-6))))
     run(FIRST + iterations, 0.0)
     return iterations
 

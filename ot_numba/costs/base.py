@@ -23,17 +23,34 @@ class Cost(ABC):
         ``(n, m)``.
     dtype : dtype
         float32 or float64: the precision the solver works in.
-    xp, device
-        Array namespace and device of the data.
+    xp : module
+        Array namespace of the data.
+    device : object
+        Their device, as the library names it.
+    direct : bool
+        Whether the kernels evaluate the cost themselves; otherwise they are handed dense tiles of rows.
+    has_transpose : bool
+        Whether the transposed cost is as cheap as this one.
+
+    Notes
+    -----
+    A cost of your own needs `data`, `rows`, `subset`, `T` and `bounds`; see the source of `CostMatrix` for the least.
+
+    Examples
+    --------
+    >>> import ot_numba
+    >>> C = ot_numba.PointCloud([0.0, 1.0, 3.0])
+    >>> isinstance(C, ot_numba.costs.Cost)
+    True
+    >>> C.T.shape, C.bounds()
+    ((3, 3), (0.0, 9.0))
     """
 
     shape: tuple[int, int]
     dtype: Any
     xp: Any
     device: Any
-    #: whether the kernels evaluate the cost themselves; otherwise they are handed dense tiles of rows
     direct: bool = True
-    #: whether the transposed cost is as cheap as this one
     has_transpose: bool = True
 
     @abstractmethod
@@ -66,6 +83,10 @@ class Cost(ABC):
         """Row and column terms that `data` leaves out of C, to be folded into the potentials (float64)."""
         return None, None
 
+    def neighbour_order(self, reg: float) -> tuple[Array | None, Array | None]:
+        """Orders of the rows and columns in which passes at this `reg` are cheaper; None keeps theirs."""
+        return None, None
+
     def gibbs(self, reg: float) -> GibbsKernel:
         """The Gibbs kernel ``exp(-C / reg)`` as an operator."""
         return GibbsKernel(self, reg)
@@ -80,7 +101,33 @@ class Cost(ABC):
         return self.rows(0, self.shape[0])
 
     def apply(self, v: Array) -> Array:
-        """``C @ v`` for v (m,) or (m, p), in float64; O((n + m) p) memory beyond one tile of rows."""
+        """The product ``C @ v``.
+
+        Parameters
+        ----------
+        v : array_like of shape (m,) or (m, p)
+            One vector, or p of them.
+
+        Returns
+        -------
+        array of shape (n,) or (n, p)
+            float64.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `v` is of another shape, not finite or no numbers; if a `CostMatrix` forbids a pair.
+
+        Notes
+        -----
+        O(n m p) time (a `Grid`: O((n + m) p)); O((n + m) p) memory beyond one tile of rows.
+
+        Examples
+        --------
+        >>> import ot_numba
+        >>> ot_numba.PointCloud([0.0, 1.0], [2.0]).apply([0.5]).tolist()
+        [2.0, 0.5]
+        """
         xp = self.xp
         n, m = self.shape
         v = self._vectors(v)

@@ -31,6 +31,8 @@ class GibbsKernel:
         Regularisation strength, in the units of the cost.
     """
 
+    screened = False  #: whether passes leave out what is negligible, which makes them cheaper than stored kernels
+
     def __init__(self, cost: Cost, reg: float) -> None:
         self.cost = cost
         self.reg = reg
@@ -97,14 +99,12 @@ class GibbsKernel:
         relaxation: float = 1.0,
     ) -> tuple[float, float]:
         """One Sinkhorn iteration in place, each exponential evaluated once; the marginal errors met on the way."""
-        row_error = 0.0
-        column_sums = None
-        for lo, hi, data in self._tiles():
-            error, sums = self.kernels.sinkhorn_rows(
-                data, F[lo:hi], G, a[lo:hi], offsets[0][lo:hi], damping[0], relaxation
-            )
-            row_error += error
-            column_sums = sums if column_sums is None else column_sums + sums
+        expected = b
+        if damping[1] != 1:
+            dual = self.xp.astype(offsets[1], self.xp.float64) - self.xp.astype(G, self.xp.float64)
+            bits = self.xp.clip(dual * (1 / damping[1] - 1), None, 960.0)  # so that no sum overflows
+            expected = b * self.xp.exp(bits / LOG2E)
+        row_error, column_sums = self.rows(F, G, a, offsets[0], expected, damping[0], relaxation)
         column_error = self.kernels.sinkhorn_columns(column_sums, b, G, offsets[1], damping[1], relaxation)
         if float(self.xp.min(column_sums)) < LOST[str(self.cost.dtype).rpartition(".")[2]]:
             self._update_exactly(F, G, b, offsets[1], damping[1], column_sums)
@@ -119,13 +119,26 @@ class GibbsKernel:
         lost = (column_sums < LOST[str(self.cost.dtype).rpartition(".")[2]]) & xp.isfinite(lse)
         offset = xp.astype(offset, xp.float64)
         bits = offset + damping * (xp.log2(xp.astype(b, xp.float64)) - lse - offset)
+        bits = xp.where(bits + lse < 90, bits, 90 - lse)  # no sum out of the range of the kernels
         G[...] = xp.where(lost, xp.astype(bits, G.dtype), G)
 
-    def rows(self, F: Array, G: Array, a: Array, offset: Array, damping: float = 1.0) -> tuple[float, Array]:
-        """The row half of an iteration, in place: the row error before it and the column sums after."""
+    def rows(
+        self,
+        F: Array,
+        G: Array,
+        a: Array,
+        offset: Array,
+        expected: Array,
+        damping: float = 1.0,
+        relaxation: float = 1.0,
+    ) -> tuple[float, Array]:
+        """The row half of an iteration, in place: the row error before it and the column sums after.
+
+        `expected` is what column sums are compared with: errors far below it do not matter.
+        """
         row_error, column_sums = 0.0, None
         for lo, hi, data in self._tiles():
-            error, sums = self.kernels.sinkhorn_rows(data, F[lo:hi], G, a[lo:hi], offset[lo:hi], damping)
+            error, sums = self.kernels.sinkhorn_rows(data, F[lo:hi], G, a[lo:hi], offset[lo:hi], damping, relaxation)
             row_error += error
             column_sums = sums if column_sums is None else column_sums + sums
         return row_error, column_sums
@@ -146,20 +159,15 @@ class GibbsKernel:
 
     def column_logsumexp(self, F: Array) -> Array:
         """``log2 sum_i 2**(F_i - k C_ij)`` without what the cost folds into G."""
-        if self.cost.direct and self.cost.has_transpose:
+        if self.cost.has_transpose:
             if self._transpose is None:
                 self._transpose = self.cost.T.gibbs(self.reg)
             return self._transpose.row_logsumexp(F)
-        parts = [self.kernels.column_logsumexp(data, F[lo:hi]) for lo, hi, data in self._tiles()]
-        if len(parts) == 1:
-            return parts[0]
-        xp = self.xp
-        parts = xp.stack(parts)
-        top = xp.max(parts, axis=0)
-        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-        sums = xp.sum(xp.exp((parts - top) / LOG2E), axis=0)
-        logs = top + xp.log2(xp.where(sums > 0, sums, xp.ones_like(sums)))
-        return xp.where(sums > 0, logs, xp.full_like(logs, -math.inf))
+        total = None
+        for lo, hi, data in self._tiles():
+            part = self.kernels.column_logsumexp(data, F[lo:hi])
+            total = part if total is None else LOG2E * self.xp.logaddexp(total / LOG2E, part / LOG2E)
+        return total
 
     def softmin_rows(self, g: Array, b: Array) -> Array:
         """``f_i = -reg log sum_j b_j exp((g_j - C_ij) / reg)``: the c-transform of g, smoothed."""

@@ -15,7 +15,9 @@ from ..arrays.validation import as_float_array, check_choice, check_real, common
 from ..kernels import CostData
 from ..kernels.contract import CITYBLOCK, DENSE, DOT, POWER
 from .base import Cost
+from .gibbs import LOG2E, GibbsKernel
 from .matrix import as_kernel_input
+from .screening import LARGEST_SHARE, ScreenedGibbsKernel, expected_share, neighbour_order
 
 Array = Any
 METRICS = ("sqeuclidean", "euclidean", "cosine", "cityblock")
@@ -166,6 +168,22 @@ class PointCloud(Cost):
     def norms(self) -> tuple[Array | None, Array | None]:
         """Row and column terms that `data` leaves out of C, float64; None where there are none."""
         return self._norms
+
+    def gibbs(self, reg: float) -> GibbsKernel:
+        """The Gibbs kernel ``exp(-C / reg)`` as an operator, a `ScreenedGibbsKernel` where that pays."""
+        return ScreenedGibbsKernel(self, reg) if self._share(reg, ordered=False) <= LARGEST_SHARE else super().gibbs(reg)
+
+    def neighbour_order(self, reg: float) -> tuple[Array | None, Array | None]:
+        """Orders that put neighbours next to each other, if the plan at `reg` couples few enough points."""
+        if self._share(reg, ordered=True) > LARGEST_SHARE:
+            return None, None
+        return neighbour_order(self._x), neighbour_order(self._yt.T)
+
+    def _share(self, reg: float, *, ordered: bool) -> float:
+        """Share of the plan that a screened pass would visit."""
+        if not (self._inner and is_numpy(self.xp)):
+            return 1.0
+        return expected_share(self._x, self._yt.T, LOG2E * self._factor / (2 * reg), ordered=ordered)
 
     def rows(self, lo: int, hi: int) -> Array:
         """Dense rows ``lo:hi`` of C, a new array; O((hi - lo) m d) time."""

@@ -34,11 +34,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from array_api_compat import device
+
 #: Kinds of cost that the kernels evaluate themselves.
 DENSE, DOT = range(2)
 
 #: Metrics of `pairwise_cost`: ||x - y||_2 ** power, and ||x - y||_1.
 POWER, CITYBLOCK = range(2)
+
+#: Rows and columns of a tile that the kernels of `cpu.tiles` and `generic.tiles` visit as a whole, or not at all.
+SIDE = 16
 
 #: Exponent range of `mass_histogram`: bins of 1/4 bit from 2**-HISTOGRAM_BITS to 2**0, lower entries in bin 0.
 HISTOGRAM_BITS = 256
@@ -65,6 +70,39 @@ class CostData(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns."""
         return self.x.shape[0], self.x.shape[1] if self.kind == DENSE else self.y.shape[1]
+
+
+class Tiles(NamedTuple):
+    """Which tiles of `SIDE` x `SIDE` entries of an (n, m) plan are visited; at the edges they are smaller.
+
+    Attributes
+    ----------
+    active : array of bool, (rows of tiles, columns of tiles)
+        Whether a tile is visited.
+    starts : array of int64, (rows of tiles + 1,)
+        Number of entries visited in the rows of tiles before each, the last for all of them.
+    entries : int
+        Number of entries visited.
+    """
+
+    active: Any
+    starts: Any
+    entries: int
+
+    @classmethod
+    def of(cls, xp: Any, active: Any, shape: tuple[int, int]) -> Tiles:
+        """The tiles that are marked; all in a row of tiles without any, so that no row is lost."""
+        active = active | ~xp.any(active, axis=1, keepdims=True)
+        heights, widths = (_tile_sizes(xp, size, active) for size in shape)
+        entries = heights * (xp.astype(active, xp.int64) @ widths)
+        starts = xp.cumulative_sum(entries, include_initial=True)
+        return cls(active, starts, int(starts[-1]))
+
+
+def _tile_sizes(xp: Any, size: int, like: Any) -> Any:
+    """Rows, or columns, of each tile along one side."""
+    first = xp.arange(0, size, SIDE, dtype=xp.int64, device=device(like))
+    return xp.where(first + SIDE < size, xp.full_like(first, SIDE), size - first)
 
 
 KERNELS = (

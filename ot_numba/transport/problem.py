@@ -28,6 +28,7 @@ class Problem:
     reg: float
     regularizer: str
     rho: tuple[float, float]
+    ordered: bool = False  #: whether `restricted` is in the order in which passes over the cost are cheapest
 
     @property
     def xp(self) -> Any:
@@ -61,10 +62,16 @@ class Problem:
 
     @cached_property
     def support(self) -> tuple[Array | None, Array | None]:
-        """Indices of the positive weights of each side; None where all are (or the cost handles zeros itself)."""
+        """Indices of the positive weights of each side; None for all in order (or if the cost handles zeros itself)."""
         if isinstance(self.cost, Grid):
             return None, None
-        return _positive(self.xp, self.a), _positive(self.xp, self.b)
+        kept = _positive(self.xp, self.a), _positive(self.xp, self.b)
+        if not self.ordered:
+            return kept
+        order = self.cost.subset(*kept).neighbour_order(self.reg)
+        pairs = zip(kept, order, strict=True)
+        first, second = (old if new is None else new if old is None else self.xp.take(old, new) for old, new in pairs)
+        return first, second
 
     @cached_property
     def restricted(self) -> Problem:
@@ -100,17 +107,17 @@ class Problem:
         ):
             positive = weights > 0
             missing = xp.nonzero(~positive)[0]
-            out = potential
-            if support is not None:
-                out = xp.empty_like(weights)
-                out[support] = potential
-            if missing.shape[0]:
-                others: Any = -math.inf
-                if self.regularizer == "kl":
-                    others = self.dampings[side] * self._transform(side, missing, (g, f)[side])
-                out = out if support is not None else xp.asarray(out, copy=True)
-                out[missing] = others
-            whole.append(out)
+            if support is None and not missing.shape[0]:
+                whole.append(potential)
+                continue
+            kept = xp.nonzero(positive)[0] if support is None else support
+            values = xp.take(potential, kept) if support is None else potential
+            if self.regularizer == "kl" and missing.shape[0]:
+                others = self.dampings[side] * self._transform(side, missing, (g, f)[side])
+            else:
+                others = xp.full(missing.shape, -math.inf, dtype=values.dtype, device=self.cost.device)
+            # a gather: assigning to an array of indices is no part of the array-API standard
+            whole.append(xp.take(xp.concat([values, others]), xp.argsort(xp.concat([kept, missing]))))
         return whole[0], whole[1]
 
     def _transform(self, side: int, points: Array, other: Array) -> Array:
@@ -143,7 +150,14 @@ class Problem:
 
 
 def make_problem(
-    C: Any, a: Any, b: Any, *, reg: Any, regularizer: str = "kl", unbalanced: Any = None
+    C: Any,
+    a: Any,
+    b: Any,
+    *,
+    reg: Any,
+    regularizer: str = "kl",
+    unbalanced: Any = None,
+    ordered: bool = False,
 ) -> Problem:
     """Check the arguments that all entropic solvers share."""
     cost = as_cost(C)
@@ -154,7 +168,8 @@ def make_problem(
     like = cost_sample(cost)
     a, b = check_weights(a, "a", n, like=like), check_weights(b, "b", m, like=like)
     rho = check_unbalanced(unbalanced)
-    problem = Problem(cost, a, b if any(map(math.isfinite, rho)) else check_balanced(a, b), reg, regularizer, rho)
+    b = b if any(map(math.isfinite, rho)) else check_balanced(a, b)
+    problem = Problem(cost, a, b, reg, regularizer, rho, ordered)
     _refuse_forbidden(problem)
     return problem
 

@@ -226,9 +226,7 @@ class RoundedPlan:
         V = v[:, None] if v.ndim == 1 else v
         forward, backward = result.gibbs.products(*self._bits, **({"U": V} if transpose else {"V": V}))
         left, right = self._rank_one[::-1] if transpose else self._rank_one
-        out = (backward if transpose else forward) + left[:, None] * (right @ xp.astype(V, xp.float64))[
-            None, :
-        ]
+        out = (backward if transpose else forward) + left[:, None] * (right @ xp.astype(V, xp.float64))[None, :]
         out = xp.astype(out, result.problem.cost.dtype)
         return out[:, 0] if v.ndim == 1 else out
 
@@ -292,9 +290,7 @@ def _deficit(xp: Any, weights: Array, sums: Array) -> Array:
 def _scaled_bits(xp: Any, bits: Array, scaling: Array) -> Array:
     """Potential in bits of a plan whose rows are scaled."""
     zero = scaling == 0
-    logs = xp.where(
-        zero, xp.full_like(scaling, -math.inf), xp.log2(xp.where(zero, xp.ones_like(scaling), scaling))
-    )
+    logs = xp.where(zero, xp.full_like(scaling, -math.inf), xp.log2(xp.where(zero, xp.ones_like(scaling), scaling)))
     return xp.astype(xp.astype(bits, xp.float64) + logs, bits.dtype)
 
 

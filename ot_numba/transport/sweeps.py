@@ -13,6 +13,8 @@ Array = Any
 FLOOR = {"float64": -900.0, "float32": -90.0}
 #: Scalings beyond 2**+-LIMIT are absorbed into the potentials.
 LIMIT = {"float64": 60.0, "float32": 20.0}
+#: Bits by which a potential may grow before exponents may leave the range of 2**x.
+REACH = {"float64": 900.0, "float32": 90.0}
 
 
 class LogSweep:
@@ -25,11 +27,14 @@ class LogSweep:
         self.damping = problem.damping(gibbs.reg)
         self.F, self.G = problem.to_bits(f, g, gibbs)
         if exact >= 1:
-            logs = gibbs.row_offset(problem.a) - gibbs.row_offset()
-            self.F = self._transform(gibbs.row_logsumexp(self.G), logs, 0)
+            self._make_rows_exact()
         if exact == 2:
             logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
             self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
+
+    def _make_rows_exact(self) -> None:
+        logs = self.gibbs.row_offset(self.problem.a) - self.gibbs.row_offset()
+        self.F = self._transform(self.gibbs.row_logsumexp(self.G), logs, 0)
 
     def _transform(self, logsumexp: Array, logs: Array, side: int) -> Array:
         """Potential that gives its marginal the value that the optimality conditions ask for."""
@@ -76,7 +81,7 @@ class LogSweep:
 
     @column_bits.setter
     def column_bits(self, G: Array) -> None:
-        self.G[...] = G
+        self.set_bits(self.F, G, self._change(G)[1])
 
     def potentials(self) -> tuple[Array, Array]:
         """Potentials in cost units; where there is no weight, 0 in the KL form, -inf in the entropy form."""
@@ -87,13 +92,23 @@ class LogSweep:
             out.append(self.gibbs.unfold(xp.where(placed, bits, zero), xp.where(placed, offset, zero)))
         return out[0], out[1]
 
-    def set_bits(self, F: Array, G: Array) -> None:
-        """Go on from other potentials in bits."""
+    def set_bits(self, F: Array, G: Array, growth: float = 0.0) -> None:
+        """Go on from other potentials in bits; `growth` is how far G exceeds the one whose rows F makes exact."""
         self.F, self.G = self.gibbs.xp.asarray(F, copy=True), G
+        if growth > REACH[str(G.dtype).rpartition(".")[2]]:
+            self._make_rows_exact()
+
+    def _change(self, G: Array) -> tuple[float, float]:
+        """Smallest and largest change of the column potential."""
+        xp, positive = self.gibbs.xp, self.problem.b > 0
+        before, after = (xp.where(positive, bits, xp.zeros_like(bits)) for bits in (self.G, G))
+        change = after - before
+        return float(xp.min(change)), float(xp.max(change))
 
     def half_step(self) -> Array:
         """The row update alone; column sums of the plan, float64."""
-        return self.gibbs.rows(self.F, self.G, self.problem.a, self.offsets[0], self.damping[0])[1]
+        expected = self.column_target()
+        return self.gibbs.rows(self.F, self.G, self.problem.a, self.offsets[0], expected, self.damping[0])[1]
 
     @property
     def mass(self) -> float:
@@ -204,7 +219,12 @@ class AbsorbedSweep(LogSweep):
 
     @column_bits.setter
     def column_bits(self, G: Array) -> None:
-        self.q[...] = self._exp2(G - self.G)
+        low, high = self._change(G)
+        if max(-low, high) > self._limit:
+            self.set_bits(self.bits()[0], G, high)
+            self._absorb()
+        else:
+            self.q[...] = self._exp2(G - self.G)
 
     def maintain(self) -> None:
         """Absorb the scalings if they have grown."""

@@ -71,7 +71,8 @@ class TruncatedNewton:
         # where the predicted gain drowns in the rounding of the dual, the error decides
         drowned = 1e-11 * (abs(merit) + sweep.mass)
         while slope > 0 and length > 1e-3:
-            sweep.set_bits(F, xp.astype(G + length * LOG2E * direction, G.dtype))
+            bits = length * LOG2E * direction
+            sweep.set_bits(F, xp.astype(G + bits, G.dtype), float(xp.max(bits)))
             self.column_sums = sweep.half_step()
             self.products += 1
             gain, predicted = sweep.dual() - merit, length * slope
@@ -93,12 +94,11 @@ class TruncatedNewton:
         rows = self.sweep.row_target()
         weights = xp.where(rows > 0, first / xp.where(rows > 0, rows, xp.ones_like(rows)), xp.zeros_like(rows))
         gradient = xp.where(problem.b > 0, gradient, xp.zeros_like(gradient))
-        if self.store:
-            self._store(weights)
+        F, G = self._scaled(weights)
         if self.direct:
             self.products += 1
-            return self._solve_directly(gradient)
-        product = self._pair(weights)
+            return self._solve_directly(F, G, gradient)
+        product = self._square(F, G)
         mass = product(xp.ones_like(gradient)) / first
         diagonal = xp.where(mass > 0, mass, xp.ones_like(mass)) / second
         ridged = diagonal * (1 + RIDGE)
@@ -114,34 +114,43 @@ class TruncatedNewton:
         self.direct = self.store and size <= DIRECT_SIZE and found.n_iter > DIRECT_SHARE * size
         return found.x
 
-    def _store(self, weights: Array) -> None:
-        """Keep ``W = diag(weights)**(1/2) P`` in float32, whose entries stay in range where those of P would not."""
+    def _scaled(self, weights: Array) -> tuple[Array, Array]:
+        """Potentials of ``W = diag(weights)**(1/2) P``, whose entries stay in range where those of P would not."""
         xp = self.xp
         F, G = self.sweep.bits()
         positive = weights > 0
         half = 0.5 * xp.log2(xp.where(positive, weights, xp.ones_like(weights)))
-        F = xp.astype(xp.where(positive, F + half, xp.full_like(half, -math.inf)), F.dtype)
+        return xp.astype(xp.where(positive, F + half, xp.full_like(half, -math.inf)), F.dtype), G
+
+    def _dense(self, F: Array, G: Array) -> Array:
+        """W in float32."""
         self._W = self.sweep.gibbs.plan(F, G, dtype="float32", out=self._W)
+        return self._W
 
-    def _pair(self, weights: Array) -> Callable[[Array], Array]:
-        """``v -> P' (weights P v)``."""
-        xp, sweep = self.xp, self.sweep
+    def _square(self, F: Array, G: Array) -> Callable[[Array], Array]:
+        """``v -> W' W v``."""
+        xp, gibbs = self.xp, self.sweep.gibbs
+        if gibbs.screened:
+            return gibbs.square(F, G, gibbs.tiles(*self.sweep.bits(), self.sweep.row_target(), self.column_sums))
         if not self.store:
-            return lambda v: sweep.gibbs.pair(*sweep.bits(), v, weights)[1]
-        W, ones = self._W, xp.ones(self._W.shape[0], dtype=self._W.dtype, device=sweep.gibbs.cost.device)
-        return lambda v: sweep.gibbs.kernels.absorbed_pair(W, xp.astype(v, W.dtype), ones)[1]
+            return lambda v: gibbs.pair(F, G, v, xp.ones_like(F))[1]
+        W = self._dense(F, G)
+        ones = xp.ones(W.shape[0], dtype=W.dtype, device=gibbs.cost.device)
+        return lambda v: gibbs.kernels.absorbed_pair(W, xp.astype(v, W.dtype), ones)[1]
 
-    def _solve_directly(self, gradient: Array) -> Array:
+    def _solve_directly(self, F: Array, G: Array, gradient: Array) -> Array:
         """The same by elimination; every edge of the Laplacian keeps its relative accuracy, however weak."""
         xp = self.xp
         first, second = self.sweep.damping
-        S = -xp.astype(xp.matrix_transpose(self._W) @ self._W, xp.float64)
-        index = xp.arange(S.shape[0])
-        S[index, index] = 0.0
+        W = self._dense(F, G)
+        S = -xp.astype(xp.matrix_transpose(W) @ W, xp.float64)
+        index = xp.arange(S.shape[0], device=self.sweep.gibbs.cost.device)
+        diagonal = index[:, None] == index[None, :]
+        S = xp.where(diagonal, xp.zeros_like(S), S)
         mass = -xp.sum(S, axis=1)
         loose = self.column_sums * (1 / second - first) if first * second < 1 else xp.zeros_like(mass)
         total = (mass + loose) * (1 + 1e-12)  # parts that exchange nothing must not make it singular
-        S[index, index] = xp.where(total > 0, total, xp.ones_like(total))
+        total = xp.where(total > 0, total, xp.ones_like(total))
         if first * second == 1:
-            S[0, 0] = 2 * S[0, 0]  # the constants are free
-        return xp.linalg.solve(S, gradient)
+            total = xp.where(index == 0, 2 * total, total)  # the constants are free
+        return xp.linalg.solve(xp.where(diagonal, total[:, None], S), gradient)

@@ -2,6 +2,7 @@
 
 import importlib
 
+import array_api_strict
 import numba
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.special import logsumexp
 
 import ot_numba.costs.gibbs as gibbs_module
-from ot_numba import CostMatrix, Grid, PointCloud
+from ot_numba import CostMatrix, Grid, PointCloud, cost_scale
 from ot_numba.arrays import to_numpy
 from ot_numba.kernels.cpu.threads import get_num_threads, set_num_threads
 
@@ -19,7 +20,8 @@ def chebyshev(x, y):
     return np.abs(x - y).max()
 
 
-COSTS = ["matrix", "forbidden", "sqeuclidean", "euclidean", "cityblock", "cosine", 1.5, "far", "high", chebyshev, "grid"]
+POINTS = ["sqeuclidean", "far", "high", "euclidean", "cityblock", "cosine", 1.5, chebyshev]
+COSTS = ["matrix", "forbidden", *POINTS, "grid"]
 LIBRARIES = ["numpy", "array_api_strict"]
 
 
@@ -36,8 +38,10 @@ class Problem:
         rng = np.random.default_rng(seed)
         if kind == "grid":
             axes = ([0.0, 0.3, 1.0, 0.1][: max(1, n % 5)], 3), ([0.2, 0.9], 2)
-            as_arrays = [[xp.asarray(np.array(v), dtype=getattr(xp, dtype)) if isinstance(v, list) else v for v in side]
-                         for side in axes]
+            as_arrays = [
+                [xp.asarray(np.array(v), dtype=getattr(xp, dtype)) if isinstance(v, list) else v for v in side]
+                for side in axes
+            ]
             self.cost = Grid(*as_arrays, power=1.5)
             C = None
         elif kind in ("matrix", "forbidden"):
@@ -80,7 +84,7 @@ class Problem:
         return logs + (self.f.astype(float)[:, None] + self.g - self.C) / self.reg
 
     @property
-    def P(self):
+    def P(self):  # noqa: N802
         return np.exp(self.log_plan)
 
     def zero_weights(self):
@@ -152,6 +156,29 @@ def test_against_dense_sums(library, kind, seed, n, m, reg, dtype):
     check_everything(Problem(kind, xp, seed, n, m, dtype, reg, size=0.2 * min(1, reg)))
 
 
+class OtherDevice:
+    """The strict namespace, with arrays on a device that is not the default one and refuses to mix with it."""
+
+    def __getattr__(self, name):
+        return getattr(array_api_strict, name)
+
+    def asarray(self, x, **options):
+        return array_api_strict.asarray(x, device=array_api_strict.Device("device1"), **options)
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_on_another_device(kind):
+    if kind is chebyshev:
+        pytest.skip("a user's metric needs NumPy")
+    p = Problem(kind, OtherDevice(), 6)
+    check_everything(p)
+    F, G = p.bits
+    p.gibbs.iterate(F, G, p.of(p.a), p.of(p.b), p.bits, (0.9, 0.8), 1.2)
+    assert F.device == p.cost.device == array_api_strict.Device("device1")
+    for scale in ("mean", "median", "max"):
+        cost_scale(p.cost, scale)
+
+
 @pytest.mark.parametrize("kind", COSTS)
 def test_in_tiles(kind, monkeypatch):
     """Costs that are not handed over whole come in tiles of rows."""
@@ -204,7 +231,7 @@ def test_rows(library, kind):
     p = Problem(kind, importlib.import_module(library), 8)
     offset = p.gibbs.row_offset(p.of(p.a))
     F, G = p.bits
-    error, sums = p.gibbs.rows(F, G, p.of(p.a), offset)
+    error, sums = p.gibbs.rows(F, G, p.of(p.a), offset, p.of(p.b))
     assert error == pytest.approx(np.abs(p.P.sum(1) - p.a).sum(), rel=1e-9)
     p.f = iterated(p)[0]
     np.testing.assert_allclose(to_numpy(p.gibbs.unfold(F, offset)), p.f, rtol=1e-9, atol=1e-11)
@@ -228,6 +255,27 @@ def test_iterate_where_all_powers_underflow(library, kind, dtype):
     tol = 1e-9 if dtype == "float64" else 3e-4
     np.testing.assert_allclose(to_numpy(p.gibbs.unfold(F, offsets[0])), f, rtol=tol, atol=tol)
     np.testing.assert_allclose(to_numpy(p.gibbs.unfold(G, offsets[1])), g, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("kind", COSTS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_iterate_from_anywhere_is_finite(library, kind, dtype):
+    """Unbalanced, from potentials far from their optimum: nothing overflows, and the limit is reached."""
+    if kind is chebyshev and library != "numpy":
+        pytest.skip("a user's metric needs NumPy")
+    p = Problem(kind, importlib.import_module(library), 4, dtype=dtype, reg=1e-2, size=0.0)
+    offsets = p.gibbs.row_offset(p.of(p.a)), p.gibbs.column_offset(p.of(p.b))
+    p.f, p.g = p.f - 100, p.g - 100
+    F, G = p.bits
+    for _ in range(200):
+        errors = p.gibbs.iterate(F, G, p.of(p.a), p.of(p.b), offsets, (0.8, 0.7))
+        assert np.isfinite(errors).all()
+    p.f, p.g = to_numpy(p.gibbs.unfold(F, offsets[0])), to_numpy(p.gibbs.unfold(G, offsets[1]))
+    f, g = iterated(p, (0.8, 0.7))
+    tol = 1e-9 if dtype == "float64" else 1e-3
+    np.testing.assert_allclose(f, p.f, rtol=tol, atol=tol)
+    np.testing.assert_allclose(g, p.g, rtol=tol, atol=tol)
 
 
 def test_grid_iteration_with_zero_weights():

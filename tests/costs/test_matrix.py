@@ -102,7 +102,7 @@ def test_read_only_memory_is_not_handed_out():
         ("cost", TypeError, "C"),
         (scipy.sparse.csr_array(C), TypeError, "C: sparse"),
         (np.ma.masked_array(C), TypeError, "C: masked"),
-        (np.matrix(C), TypeError, "C: numpy.matrix"),
+        (np.matrix(C), TypeError, r"C: numpy\.matrix"),
     ],
 )
 def test_refused(given, error, message):
@@ -155,7 +155,7 @@ def test_apply(xp):
     ],
 )
 def test_apply_refuses(v, error):
-    with pytest.raises(error, match="^v "):
+    with pytest.raises(error, match=r"^v "):
         CostMatrix(C).apply(v)
 
 

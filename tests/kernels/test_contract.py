@@ -4,7 +4,7 @@ Tolerances are bounds on rounding errors, entry by entry: half a dozen operation
 relative errors of the powers, and sums of positive terms in any order.
 """
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,18 @@ from ot_numba.arrays.namespaces import to_numpy
 from ot_numba.kernels import CostData, contract, cpu, generic
 from ot_numba.kernels.cpu.threads import get_num_threads, set_num_threads
 
-BACKENDS = {"cpu": (cpu, np), "generic": (generic, np), "strict": (generic, array_api_strict)}
+
+class OtherDevice:
+    """The strict namespace, with arrays on a device that is not the default one and refuses to mix with it."""
+
+    def __getattr__(self, name):
+        return getattr(array_api_strict, name)
+
+    def asarray(self, x):
+        return array_api_strict.asarray(x, device=array_api_strict.Device("device1"))
+
+
+BACKENDS = {"cpu": (cpu, np), "generic": (generic, np), "strict": (generic, OtherDevice())}
 LN2 = np.log(np.longdouble(2))
 LOWEST = {"float64": -1022, "float32": -126}
 TINY = {"float64": 1e-289, "float32": 1e-29}
@@ -304,11 +315,14 @@ def target(c, potential, weights, offset):
     return weights.astype(wide) * np.exp2((offset.astype(wide) - potential) * (1 / wide(c.damping) - 1))
 
 
-def updated(c, old, sums, weights, offset, lost):
+def updated(c, old, sums, weights, offset, lost, bounded=False):
     relaxation = np.where(lost, 1, wide(c.relaxation))
     old, offset = old.astype(wide), offset.astype(wide)
     ratio = np.log2(weights.astype(wide) / sums)
-    return old + relaxation * (offset + wide(c.damping) * (old - offset + ratio) - old)
+    step = relaxation * (offset + wide(c.damping) * (old - offset + ratio) - old)
+    reach = {"float64": 900, "float32": 90}[c.dtype.name]
+    bound = np.minimum(reach - np.log2(sums), reach + 30)
+    return old + np.where((step > 16) & (bounded | ~lost), np.minimum(step, bound), step)
 
 
 def check_sinkhorn_rows(calls, c):
@@ -319,7 +333,6 @@ def check_sinkhorn_rows(calls, c):
     lost = (sums < c.tiny) | (sums > 1 / c.tiny)
     wanted = target(c, c.F, c.a, offset)
     expected = updated(c, c.F, sums, c.a, offset, lost)
-    require(np.abs(expected - c.F)[~lost].max(initial=0) < -c.lowest)
     error, columns, F = calls.run("sinkhorn_rows", c)
     assert F.dtype == c.dtype
     assert columns.dtype == np.float64
@@ -353,7 +366,7 @@ def check_sinkhorn_columns(calls, c):
     sums, G, offset = column_sums(c), no_infinity(c.G), c.offsets[1]
     believed = np.clip(sums, c.tiny, 1 / c.tiny)
     wanted = target(c, G, c.b, offset)
-    expected = updated(c, G, believed, c.b, offset, believed != sums)
+    expected = updated(c, G, believed, c.b, offset, believed != sums, bounded=True)
     error, new = calls.run("sinkhorn_columns", c)
     assert new.dtype == c.dtype
     size = np.abs(G) + np.abs(offset) + np.abs(expected) + np.abs(np.log2(believed))
@@ -534,12 +547,9 @@ CHECKS = {
 
 
 def backend_modules():
-    names = [f"{ot_numba.kernels.__name__}.{m.name}" for m in pkgutil.iter_modules(ot_numba.kernels.__path__) if m.ispkg]
-    for name in names:
-        try:
-            yield importlib.import_module(name)
-        except ImportError as error:
-            assert (error.name or "").split(".")[0] == "cupy", error
+    for info in pkgutil.iter_modules(ot_numba.kernels.__path__):
+        if info.ispkg and (info.name != "cuda" or importlib.util.find_spec("cupy")):
+            yield importlib.import_module(f"ot_numba.kernels.{info.name}")
 
 
 def test_every_kernel_is_checked():
@@ -684,6 +694,14 @@ def test_inputs_are_not_written_to(name):
     assert seen
     for key, (after, before) in seen.items():
         assert np.array_equal(after, before) != (key in written.get(name, [])), key
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", [contract.DENSE, contract.DOT])
+@pytest.mark.parametrize("shape", [(1, 600_011), (600_011, 1), (2, 300_007)])
+@pytest.mark.parametrize("name", ["sinkhorn_rows", "marginals", "column_logsumexp", "csr_plan"])
+def test_one_long_row_or_column(name, shape, kind, dtype):
+    CHECKS[name](Calls(cpu, np), build(2, *shape, kind, 2, dtype, spread=6.0))
 
 
 def test_sizes_do_not_overflow_integers():

@@ -114,8 +114,8 @@ def test_agrees_with_pot():
 def test_no_distance_to_itself(metric, reg):
     x, _, a, _ = random_measures(2, 30)
     order = np.random.default_rng(0).permutation(30)
-    S = sinkhorn_divergence(x, x[order], a, a[order], reg=reg, metric=metric, tol=1e-12)
-    assert abs(S.value) <= 1e-14 * max(1.0, reg)
+    S = sinkhorn_divergence(x, x[order], a, a[order], reg=reg, metric=metric, tol=1e-10)
+    assert abs(S.value) <= 1e-13 * max(1.0, reg)
 
 
 @given(
@@ -184,7 +184,7 @@ def test_one_dimension_and_one_point():
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_float32(xp, metric):
-    x, y, a, b = (v.astype(np.float32) for v in random_measures(4, 40, 30))
+    x, y, *_ = (v.astype(np.float32) for v in random_measures(4, 40, 30))
     want = sinkhorn_divergence(*(v.astype(float) for v in (x, y)), reg=REG, metric=metric, tol=1e-9)
     S = sinkhorn_divergence(xp.asarray(x), xp.asarray(y), reg=REG, metric=metric, tol=1e-5)
     assert S.converged
@@ -244,7 +244,7 @@ def test_gradient_flow_reaches_the_target_with_warm_starts():
 
 
 def test_gradients_refuse():
-    x, y, a, b = random_measures()
+    x, y, *_ = random_measures()
     with pytest.raises(ValueError, match="wrt must be one of 'a', 'b', 'x', 'y', got 'C'"):
         exact(x, y).gradients("C")
     C = Grid((2, 2))
@@ -274,10 +274,11 @@ def test_symmetric_potentials_are_those_of_the_ordinary_problem():
         assert result.value == pytest.approx(want.value, abs=1e-13)
 
 
-def test_costs_that_are_not_symmetric_are_noticed():
+@pytest.mark.parametrize("unbalanced", [None, 1.0])
+def test_costs_that_are_not_symmetric_are_refused(unbalanced):
     C = np.array([[0.0, 1.0], [3.0, 0.0]])
-    with pytest.warns(ConvergenceWarning, match=r"OT\(xx\): .*not converged"):
-        sinkhorn_divergence_cost(C, C, C.T + C, reg=1.0, max_iter=200)
+    with pytest.raises(ValueError, match="C_yy must be symmetric"):
+        sinkhorn_divergence_cost(C, C + C.T, C, reg=1.0, unbalanced=unbalanced)
 
 
 # ---- costs
@@ -330,12 +331,12 @@ def test_warm_start():
 
 
 def test_repr_is_short():
-    x, y, a, b = random_measures()
+    x, y, *_ = random_measures()
     assert "DivergenceResult(6 x 5, value=" in repr(exact(x, y))
 
 
 def test_failure_is_reported():
-    x, y, a, b = random_measures(0, 40, 30)
+    x, y, *_ = random_measures(0, 40, 30)
     with pytest.warns(ConvergenceWarning, match=r"OT\(xy\): not converged: marginal error .*; OT\(xx\): not") as caught:
         S = sinkhorn_divergence(x, y, reg=0.01, max_iter=1)
     assert caught[0].filename == __file__
@@ -368,13 +369,13 @@ def test_failure_is_reported():
     ],
 )
 def test_refuses(change, error, message):
-    x, y, a, b = random_measures()
+    x, y, *_ = random_measures()
     with pytest.raises(error, match=message):
         sinkhorn_divergence(**{"x": x, "y": y, "a": None, "b": None, "reg": REG, **change})
 
 
 def test_refuses_an_init_of_another_size():
-    x, y, a, b = random_measures()
+    x, y, *_ = random_measures()
     init = exact(x, y)
     with pytest.raises(ValueError, match=r"f must have shape \(7,\), got \(6,\)"):
         sinkhorn_divergence(np.ones((7, 2)), y, reg=1.0, init=init)

@@ -201,12 +201,12 @@ def test_gradients_refuse():
     result = exact(C, a, b)
     with pytest.raises(ValueError, match="wrt must be one of 'a', 'b', 'C', 'x', 'y', 'reg', got 'z'"):
         transport_gradients(result, ("a", "z"))
-    with pytest.raises(ValueError, match="wrt='x' and 'y' needs the cost of a PointCloud .* a CostMatrix"):
+    with pytest.raises(ValueError, match=r"wrt='x' and 'y' needs the cost of a PointCloud .* a CostMatrix"):
         transport_gradients(result, ("x", "y"))
-    with pytest.raises(ValueError, match="wrt='y' needs the cost of a PointCloud .* a Grid"):
+    with pytest.raises(ValueError, match=r"wrt='y' needs the cost of a PointCloud .* a Grid"):
         transport_gradients(sinkhorn(Grid((2, 2)), reg=1.0), "y")
     metric = njit(lambda x, y: abs(x[0] - y[0]))
-    with pytest.raises(ValueError, match="wrt='x' .* a metric that is a function"):
+    with pytest.raises(ValueError, match=r"wrt='x' .* a metric that is a function"):
         transport_gradients(sinkhorn(PointCloud([[0.0], [1.0]], metric=metric), reg=1.0), "x")
 
 

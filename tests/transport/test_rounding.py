@@ -30,9 +30,7 @@ def random_problem(seed, n=7, m=6):
 
 def loose(C, a=None, b=None, reg=0.05, **options):
     """A result that is far from converged."""
-    return sinkhorn(
-        C, a, b, reg=reg, reg_schedule=None, max_iter=2, relaxation=1.0, on_fail="ignore", **options
-    )
+    return sinkhorn(C, a, b, reg=reg, reg_schedule=None, max_iter=2, relaxation=1.0, on_fail="ignore", **options)
 
 
 # ---- marginal_error

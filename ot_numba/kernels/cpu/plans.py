@@ -33,7 +33,13 @@ def marginal_target(potential, weight, offset, damping):
     """Marginal that the optimality conditions ask for: ``weight * exp(-f / rho)``, or `weight` itself."""
     if damping == 1.0:
         return np.float64(weight)
-    return weight * exp2_fast((np.float64(offset) - potential) * (1.0 / damping - 1.0))
+    return weight * exp2_fast(min((np.float64(offset) - potential) * (1.0 / damping - 1.0), 960.0))
+
+
+@helper
+def bounded(old, new, s, reach):
+    """Potential `new`, or one nearer to `old` where it would take its sum s, or a weight, out of the range of exp2."""
+    return new if new - old <= 16.0 else old + min(new - old, reach - log2(s), reach + 30.0)
 
 
 @kernel
@@ -42,7 +48,7 @@ def sinkhorn_rows(
 ):
     """Row update of F, column sums of the updated plan, L1 error of the rows before it."""
     n = F.shape[0]
-    tiny = 1e-289 if F.itemsize == 8 else 1e-29
+    tiny, reach = (1e-289, 900.0) if F.itemsize == 8 else (1e-29, 90.0)
     sums = np.empty(ROWS, np.float64)
     weights = np.zeros(ROWS, F.dtype)
     relax = np.empty(ROWS, np.float64)
@@ -75,7 +81,8 @@ def sinkhorn_rows(
             for q in range(rows):
                 old = np.float64(F[i + q])
                 ratio = log2(np.float64(a[i + q]) / sums[q])
-                F[i + q] = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
+                new = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
+                F[i + q] = bounded(old, new, sums[q], reach)
                 weights[q] = exp2_fast(np.float64(F[i + q]) - old)
             if rows == ROWS:
                 add_rows(column, buffer, weights[0], weights[1], weights[2], weights[3])
@@ -89,15 +96,17 @@ def sinkhorn_rows(
 @kernel
 def sinkhorn_columns(column, b, G, offset, damping, relaxation):
     """Column update of G from the column sums of the plan; returns their L1 error."""
-    tiny = 1e-289 if G.itemsize == 8 else 1e-29
+    tiny, reach = (1e-289, 900.0) if G.itemsize == 8 else (1e-29, 90.0)
     error = 0.0
     for j in range(G.shape[0]):
         s = column[j]
         old = np.float64(G[j])
         error += abs(s - marginal_target(old, b[j], offset[j], damping))
         lost = not (s > tiny and s < 1.0 / tiny)  # outside the range of exp2: the next iterations pull it in
-        ratio = log2(np.float64(b[j]) / (min(max(s, tiny), 1.0 / tiny) if lost else s))
-        G[j] = update(old, np.float64(offset[j]), ratio, damping, 1.0 if lost else relaxation)
+        s = min(max(s, tiny), 1.0 / tiny) if lost else s
+        ratio = log2(np.float64(b[j]) / s)
+        new = update(old, np.float64(offset[j]), ratio, damping, 1.0 if lost else relaxation)
+        G[j] = bounded(old, new, s, reach)
     return error
 
 

@@ -10,7 +10,7 @@ active_tiles    the tiles, as `Tiles`, that hold an exponent above a threshold o
 sinkhorn_rows   as the kernel of that name, over the tiles
 plan_pair       as the kernel of that name, over the tiles
 store_tiles     the entries of P in the tiles, float32, packed
-stored_pair     ``P' (w P v)`` for what `store_tiles` returned
+stored_square   ``P' P v`` for what `store_tiles` returned
 ==============  ==============================================================================================
 
 A tile I x J is judged without visiting its entries: with x = c + u and y = c' + v around the centres of the boxes
@@ -34,6 +34,8 @@ from .threads import run_blocks
 from .vecmath import exp2_fast, log2
 
 SAMPLING = 4  #: of so many columns one is looked at in the search for the peak of a row
+WIDE = 64  #: columns among which it is taken then
+SCAN = 32
 DIMENSION = 3
 
 
@@ -57,32 +59,46 @@ def _box(x, lo, hi, centre, half):
         half[p] = max(high - centre[p], centre[p] - low)
 
 
+@helper
+def _linear(z0, z1, z2, y0, y1, y2, G, out):
+    """``out = G + z0 y0 + z1 y1 + z2 y2``."""
+    for j in range(out.shape[0]):
+        out[j] = G[j] + (z0 * y0[j] + (z1 * y1[j] + z2 * y2[j]))
+
+
+@helper
+def _position(z, top):
+    """Index of the largest entry `top`."""
+    lo = 0
+    while lo + SCAN < z.shape[0] and maximum(z[lo : lo + SCAN]) < top:
+        lo += SCAN
+    while lo + 1 < z.shape[0] and z[lo] < top:
+        lo += 1
+    return lo
+
+
 @kernel
-def _row_peaks(x, samples, sampled_G, y, G, lo, hi, block_tiles, out):
-    n, d = x.shape
-    m = G.shape[0]
-    centre, half = np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype)
-    z = np.empty(sampled_G.shape[0], x.dtype)
+def _row_peaks(x, lines, line_G, centres, y, G, lo, hi, block_tiles, out):
+    n, m = x.shape[0], G.shape[0]
+    zero, lowest = x.dtype.type(0), x.dtype.type(-np.inf)
+    centre, half, u = np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype)
+    columns, z, t = np.empty(centres.shape[1], x.dtype), np.empty(centres.shape[1], x.dtype), np.empty(WIDE, x.dtype)
     for tile in range(lo * block_tiles, min(hi * block_tiles, (n + SIDE - 1) // SIDE)):
         i0, i1 = tile * SIDE, min(n, (tile + 1) * SIDE)
         _box(x, i0, i1, centre, half)
-        z[:] = -np.inf
-        _raise(centre[0], centre[1], centre[2], x.dtype.type(0), samples[0], samples[1], samples[2], sampled_G, z)
-        best = 0
-        top = maximum(z)
-        for j in range(z.shape[0]):
-            if z[j] == top:
-                best = j
-                break
-        j0 = best * SAMPLING // SIDE * SIDE
+        columns[:] = lowest
+        for q in range(lines.shape[1]):
+            _raise(centre[0], centre[1], centre[2], zero, lines[0, q], lines[1, q], lines[2, q], line_G[q], columns)
         for i in range(i0, i1):
-            peak = x.dtype.type(-np.inf)
-            for j in range(j0, min(m, j0 + SIDE)):
-                t = G[j]
-                for p in range(d):
-                    t += x[i, p] * y[p, j]
-                peak = max(peak, t)
-            out[i] = peak
+            for p in range(x.shape[1]):
+                u[p] = x[i, p] - centre[p]
+            _linear(u[0], u[1], u[2], centres[0], centres[1], centres[2], columns, z)
+            j0 = _position(z, maximum(z)) * WIDE
+            j1 = min(m, j0 + WIDE)
+            for p in range(x.shape[1]):
+                u[p] = x[i, p]
+            _linear(u[0], u[1], u[2], y[0, j0:j1], y[1, j0:j1], y[2, j0:j1], G[j0:j1], t[: j1 - j0])
+            out[i] = maximum(t[: j1 - j0])
 
 
 @kernel
@@ -90,8 +106,7 @@ def _active_tiles(x, F, lines, line_G, centres, halves, thresholds, column_thres
     n = x.shape[0]
     size = centres.shape[1]
     zero = x.dtype.type(0)
-    centre, half = np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype)
-    u = np.zeros(DIMENSION, x.dtype)
+    centre, half, u = np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype), np.zeros(DIMENSION, x.dtype)
     columns, rows, nothing = np.empty(size, x.dtype), np.empty(size, x.dtype), np.zeros(size, x.dtype)
     for tile in range(lo * block_tiles, min(hi * block_tiles, active.shape[0])):
         i0, i1 = tile * SIDE, min(n, (tile + 1) * SIDE)
@@ -275,8 +290,8 @@ def _store_tiles(x, y, F, G, active, starts, lo, hi, block_tiles, values, buffer
 
 
 @kernel
-def _stored_pair(values, v, w, active, starts, lo, hi, block_tiles, columns):
-    n, m = w.shape[0], v.shape[0]
+def _stored_square(values, v, n, active, starts, lo, hi, block_tiles, columns):
+    m = v.shape[0]
     v_buffer, column_buffer = np.empty(m, values.dtype), np.empty(m, values.dtype)
     for block in range(lo, hi):
         column = columns[block]
@@ -301,14 +316,14 @@ def _stored_pair(values, v, w, active, starts, lo, hi, block_tiles, columns):
                         s1 += p1[j] * e
                         s2 += p2[j] * e
                         s3 += p3[j] * e
-                    add_rows(packed, P[r : r + ROWS], w[i] * s0, w[i + 1] * s1, w[i + 2] * s2, w[i + 3] * s3)
+                    add_rows(packed, P[r : r + ROWS], s0, s1, s2, s3)
                 else:
                     for q in range(i, i + rows):
                         p0 = P[q - i0]
                         s0 = values.dtype.type(0)
                         for j in range(width):
                             s0 += p0[j] * z[j]
-                        add_row(packed, p0, w[q] * s0)
+                        add_row(packed, p0, s0)
                 i += rows
             _add_unpacked(active[tile], packed, column)
 
@@ -320,27 +335,39 @@ def _blocks(tiles: int, entries: int) -> tuple[int, int]:
     return -(-tiles // size), size
 
 
-def _padded(points: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (d, m) as (3, tiles, SIDE), and G as (tiles, SIDE); -inf where a tile is short."""
-    d, m = points.shape
-    size = -(-m // SIDE)
-    y, g = np.zeros((DIMENSION, size * SIDE), points.dtype), np.full(size * SIDE, -np.inf, G.dtype)
-    y[:d, :m], g[:m] = points, G
-    return y.reshape(DIMENSION, size, SIDE), g.reshape(size, SIDE)
+def _padded(y: np.ndarray, width: int) -> np.ndarray:
+    """Points (d, m) as (3, tiles, width); the last is repeated where a tile is short."""
+    out = np.zeros((DIMENSION, -(-y.shape[1] // width) * width), y.dtype)
+    out[: y.shape[0], : y.shape[1]] = y
+    out[: y.shape[0], y.shape[1] :] = y[:, -1:]
+    return out.reshape(DIMENSION, -1, width)
+
+
+def _lines(y: np.ndarray, G: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every so many columns of padded tiles y, and their G, as rows over the tiles; -inf where a tile is short."""
+    g = np.full(y.shape[1:], -np.inf, G.dtype)
+    g.reshape(-1)[: G.size] = G
+    return np.ascontiguousarray(y[:, :, ::step].transpose(0, 2, 1)), np.ascontiguousarray(g[:, ::step].T)
+
+
+def _boxes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and half sides of the boxes around the points of padded tiles."""
+    low, high = y.min(axis=2), y.max(axis=2)
+    centres = (low + high) / 2
+    return centres, np.maximum(high - centres, centres - low)
 
 
 def row_peaks(cost: CostData, G: np.ndarray) -> np.ndarray:
     """For every row some exponent near the largest, without F_i."""
     n, m = cost.shape
-    samples = np.zeros((DIMENSION, -(-m // SAMPLING)), cost.y.dtype)
-    samples[: cost.y.shape[0]] = cost.y[:, ::SAMPLING]
-    sampled_G = np.ascontiguousarray(G[::SAMPLING])
+    y = _padded(cost.y, WIDE)
     out = np.empty(n, G.dtype)
-    work = n * m // (SIDE * SAMPLING)
+    arguments = *_lines(y, G, SAMPLING), _boxes(y)[0], y.reshape(DIMENSION, -1), G
+    work = n * m // WIDE * 2
     count, size = _blocks(-(-n // SIDE), work)
 
     def task(lo: int, hi: int) -> None:
-        _row_peaks(cost.x, samples, sampled_G, cost.y, G, lo, hi, size, out)
+        _row_peaks(cost.x, *arguments, lo, hi, size, out)
 
     run_blocks(task, count, work)
     return out
@@ -351,23 +378,15 @@ def active_tiles(
 ) -> Tiles:
     """Tiles that may hold an exponent above the smallest threshold of its rows and columns."""
     n, m = cost.shape
-    d = cost.x.shape[1]
-    y, g = _padded(cost.y, G)
-    starts = np.arange(0, m, SIDE)
-    centres, halves = np.zeros((2, DIMENSION, starts.size), cost.y.dtype)
-    low, high = (f.reduceat(cost.y, starts, axis=1) for f in (np.minimum, np.maximum))
-    centres[:d] = (low + high) / 2
-    halves[:d] = np.maximum(high - centres[:d], centres[:d] - low)
-    lines, line_G = np.ascontiguousarray(y.transpose(0, 2, 1)), np.ascontiguousarray(g.T)
-    column_thresholds = np.minimum.reduceat(column_thresholds, starts)
-    active = np.empty((-(-n // SIDE), starts.size), np.bool_)
+    y = _padded(cost.y, SIDE)
+    column_thresholds = np.minimum.reduceat(column_thresholds, np.arange(0, m, SIDE))
+    arguments = F, *_lines(y, G, 1), *_boxes(y), row_thresholds, column_thresholds
+    active = np.empty((-(-n // SIDE), y.shape[1]), np.bool_)
     work = n * m // SIDE
     count, size = _blocks(active.shape[0], work)
 
     def task(lo: int, hi: int) -> None:
-        _active_tiles(
-            cost.x, F, lines, line_G, centres, halves, row_thresholds, column_thresholds, lo, hi, size, active
-        )
+        _active_tiles(cost.x, *arguments, lo, hi, size, active)
 
     run_blocks(task, count, work)
     return Tiles.of(np, active, (n, m))
@@ -432,13 +451,13 @@ def store_tiles(cost: CostData, tiles: Tiles, F: np.ndarray, G: np.ndarray) -> n
     return values
 
 
-def stored_pair(values: np.ndarray, tiles: Tiles, v: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """``P' (w P v)``, float64, from float32 v and w."""
+def stored_square(values: np.ndarray, tiles: Tiles, n: int, v: np.ndarray) -> np.ndarray:
+    """``P' P v``, float64, from a float32 v."""
     count, size = _blocks(tiles.active.shape[0], tiles.entries)
     columns = np.empty((count, v.shape[0]), values.dtype)
 
     def task(lo: int, hi: int) -> None:
-        _stored_pair(values, v, w, tiles.active, tiles.starts, lo, hi, size, columns)
+        _stored_square(values, v, n, tiles.active, tiles.starts, lo, hi, size, columns)
 
     run_blocks(task, count, tiles.entries)
     return _sum_blocks(columns)

@@ -79,10 +79,14 @@ def _error(xp: Any, sums: Array, target: Array) -> float:
 def _update(
     xp: Any, old: Array, sums: Array, weights: Array, offset: Array, damping: float, relaxation: Array | float
 ) -> Array:
-    """Relaxed and damped potential, float64."""
+    """Relaxed and damped potential, float64, that takes no sum out of the range of 2**x."""
+    reach = 900.0 if offset.dtype == xp.float64 else 90.0
     offset = xp.astype(offset, xp.float64)
-    log_ratio = xp.log2(xp.astype(weights, xp.float64)) - xp.log2(sums)
-    return old + relaxation * (offset + damping * (old - offset + log_ratio) - old)
+    logs = xp.log2(sums)
+    log_ratio = xp.log2(xp.astype(weights, xp.float64)) - logs
+    new = old + relaxation * (offset + damping * (old - offset + log_ratio) - old)
+    bound = xp.clip(reach - logs, None, reach + 30.0)
+    return xp.where((new - old <= 16) | (new - old <= bound), new, old + bound)
 
 
 def sinkhorn_rows(
@@ -329,6 +333,4 @@ def row_kth_exponent(cost: CostData, F: Array, G: Array, k: int) -> Array:
     """k-th largest exponent of every row."""
     xp = array_namespace(F)
     n, m = cost.shape
-    return xp.concat(
-        [xp.sort(_exponents(cost, F, G, lo, hi), axis=1)[:, m - k] for lo, hi in _row_blocks(n, m)]
-    )
+    return xp.concat([xp.sort(_exponents(cost, F, G, lo, hi), axis=1)[:, m - k] for lo, hi in _row_blocks(n, m)])
