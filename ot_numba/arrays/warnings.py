@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from ot_numba.arrays.validation import check_choice
 
+_PACKAGE = __name__.partition(".")[0]
 ON_FAIL = ("warn", "raise", "ignore")
 """The values that every ``on_fail`` argument takes."""
 
@@ -18,8 +20,8 @@ class ConvergenceError(RuntimeError):
     """The same as `ConvergenceWarning`, raised where the caller asked for ``on_fail="raise"``."""
 
 
-def report_failure(message: str, on_fail: str, stacklevel: int = 2) -> None:
-    """Report a missed tolerance as the caller of the solver wished.
+def report_failure(message: str, on_fail: str) -> None:
+    """Report a missed tolerance as the caller of the solver wished; a warning points to the caller's line.
 
     Parameters
     ----------
@@ -27,9 +29,6 @@ def report_failure(message: str, on_fail: str, stacklevel: int = 2) -> None:
         What was reached, how fast it was still improving, and what to change.
     on_fail : {"warn", "raise", "ignore"}
         Warn with `ConvergenceWarning`, raise `ConvergenceError`, or say nothing.
-    stacklevel : int, default 2
-        The frame that a warning points to, counted as in `warnings.warn`: 1 is the line that calls this
-        function, 2 the line that called the solver.
 
     Raises
     ------
@@ -50,4 +49,12 @@ def report_failure(message: str, on_fail: str, stacklevel: int = 2) -> None:
     if on_fail == "raise":
         raise ConvergenceError(message)
     if on_fail == "warn":
-        warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, ConvergenceWarning, stacklevel=_caller_level())
+
+
+def _caller_level() -> int:
+    """Stack level, for a call of `warnings.warn` one frame up, of the first frame outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    return level

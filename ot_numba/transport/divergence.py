@@ -365,7 +365,7 @@ def _divergence(
         value += problem.reg / 2 * (problem.masses[0] - problem.masses[1]) ** 2
     result = DivergenceResult(value, xy, xx, yy)
     if not result.converged:
-        report_failure(result.message, on_fail, stacklevel=3)
+        report_failure(result.message, on_fail)
     return result
 
 

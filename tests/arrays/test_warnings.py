@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import ot_numba
 from ot_numba.arrays import ON_FAIL, ConvergenceError, ConvergenceWarning, report_failure
 
 
@@ -18,10 +19,11 @@ def test_warn_points_to_the_caller_of_the_solver():
     assert "the line the warning must point to" in line
 
 
-def test_stacklevel_one_is_the_line_of_the_report():
+def test_warn_skips_the_frames_of_the_package():
     with pytest.warns(ConvergenceWarning) as record:
-        report_failure("residual", "warn", stacklevel=1)  # here
+        ot_numba.solve([[0.0, 1.0], [1.0, 0.5]], [0.3, 0.7], reg=0.5, max_iter=1)  # here
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[record[0].lineno - 1]
+    assert record[0].filename == __file__
     assert "# here" in line
 
 

@@ -42,16 +42,49 @@ def bounded(old, new, s, reach):
     return new if new - old <= 16.0 else old + min(new - old, reach - log2(s), reach + 30.0)
 
 
+@helper
+def update_rows(kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax):
+    """Update of a block of rows of F; returns their L1 error before it.
+
+    Their powers before it, or after a shift that brings them into range, are left in `buffer`, what takes those to the
+    powers after it in `weights`.
+    """
+    tiny, reach = (1e-289, 900.0) if F.itemsize == 8 else (1e-29, 90.0)
+    error = 0.0
+    for attempt in range(2):
+        fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+        lost = False
+        for q in range(rows):
+            if attempt == 0:
+                wanted = marginal_target(F[i + q], a[i + q], offset[i + q], damping)
+                relax[q] = relaxation
+                if sums[q] > tiny and sums[q] < 1.0 / tiny:
+                    error += abs(sums[q] - wanted)
+                else:  # outside the range of exp2: bring the largest exponent to 0
+                    fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
+                    top = maximum(buffer[0, : G.shape[0]])
+                    error += 1.0 / tiny if top > 0 else wanted
+                    F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
+                    relax[q] = 1.0 if np.isfinite(top) else 0.0  # no path: the potential stays
+                    lost = True
+        if not lost:
+            break
+    for q in range(rows):
+        old = np.float64(F[i + q])
+        ratio = log2(np.float64(a[i + q]) / sums[q])
+        new = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
+        F[i + q] = bounded(old, new, sums[q], reach)
+        weights[q] = exp2_fast(np.float64(F[i + q]) - old)
+    return error
+
+
 @kernel
 def sinkhorn_rows(
     kind, x, y, scale, F, G, a, offset, damping, relaxation, lo, hi, block_rows, columns, errors, buffer
 ):
     """Row update of F, column sums of the updated plan, L1 error of the rows before it."""
     n = F.shape[0]
-    tiny, reach = (1e-289, 900.0) if F.itemsize == 8 else (1e-29, 90.0)
-    sums = np.empty(ROWS, np.float64)
-    weights = np.zeros(ROWS, F.dtype)
-    relax = np.empty(ROWS, np.float64)
+    sums, relax, weights = np.empty(ROWS, np.float64), np.empty(ROWS, np.float64), np.zeros(ROWS, F.dtype)
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
@@ -60,30 +93,9 @@ def sinkhorn_rows(
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            for attempt in range(2):
-                fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
-                lost = False
-                for q in range(rows):
-                    if attempt == 0:
-                        wanted = marginal_target(F[i + q], a[i + q], offset[i + q], damping)
-                        relax[q] = relaxation
-                        if sums[q] > tiny and sums[q] < 1.0 / tiny:
-                            error += abs(sums[q] - wanted)
-                        else:  # outside the range of exp2: bring the largest exponent to 0
-                            fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
-                            top = maximum(buffer[0])
-                            error += 1.0 / tiny if top > 0 else wanted
-                            F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
-                            relax[q] = 1.0 if np.isfinite(top) else 0.0  # no path: the potential stays
-                            lost = True
-                if not lost:
-                    break
-            for q in range(rows):
-                old = np.float64(F[i + q])
-                ratio = log2(np.float64(a[i + q]) / sums[q])
-                new = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
-                F[i + q] = bounded(old, new, sums[q], reach)
-                weights[q] = exp2_fast(np.float64(F[i + q]) - old)
+            error += update_rows(
+                kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax
+            )
             if rows == ROWS:
                 add_rows(column, buffer, weights[0], weights[1], weights[2], weights[3])
             else:

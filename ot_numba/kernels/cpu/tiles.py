@@ -27,11 +27,10 @@ import numpy as np
 
 from ..contract import DOT, SIDE, CostData, Tiles
 from . import BLOCK_ENTRIES, MAX_BLOCKS, _sum_blocks
-from .exponents import ROWS, add_row, add_rows, fill_exponents, fill_powers, maximum
+from .exponents import ROWS, add_row, add_rows, fill_powers, maximum
 from .jit import helper, kernel
-from .plans import marginal_target, update
+from .plans import update_rows
 from .threads import run_blocks
-from .vecmath import exp2_fast, log2
 
 SAMPLING = 4  #: of so many columns one is looked at in the search for the peak of a row
 WIDE = 64  #: columns among which it is taken then
@@ -183,11 +182,8 @@ def _sinkhorn_rows(
     x, y, F, G, a, offset, damping, relaxation, active, starts, lo, hi, block_tiles, columns, errors, buffer, work
 ):
     n, m = F.shape[0], G.shape[0]
-    tiny = 1e-289 if F.itemsize == 8 else 1e-29
     one = F.dtype.type(1)
-    sums = np.empty(ROWS, np.float64)
-    weights = np.zeros(ROWS, F.dtype)
-    relax = np.empty(ROWS, np.float64)
+    sums, relax, weights = np.empty(ROWS, np.float64), np.empty(ROWS, np.float64), np.zeros(ROWS, F.dtype)
     g_buffer, column_buffer = np.empty(m, F.dtype), np.empty(m, F.dtype)
     for block in range(lo, hi):
         column = columns[block]
@@ -202,29 +198,9 @@ def _sinkhorn_rows(
             packed[:] = 0
             while i < end:
                 rows = min(ROWS, end - i)
-                for attempt in range(2):
-                    fill_powers(DOT, x, ys, one, i, rows, F, g, buffer, sums)
-                    lost = False
-                    for q in range(rows):
-                        if attempt == 0:
-                            wanted = marginal_target(F[i + q], a[i + q], offset[i + q], damping)
-                            relax[q] = relaxation
-                            if sums[q] > tiny and sums[q] < 1.0 / tiny:
-                                error += abs(sums[q] - wanted)
-                            else:  # outside the range of exp2: bring the largest exponent to 0
-                                fill_exponents(DOT, x, ys, one, i + q, 1, 0, width, F, g, buffer)
-                                top = maximum(buffer[0, :width])
-                                error += 1.0 / tiny if top > 0 else wanted
-                                F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
-                                relax[q] = 1.0 if np.isfinite(top) else 0.0  # no path: the potential stays
-                                lost = True
-                    if not lost:
-                        break
-                for q in range(rows):
-                    old = np.float64(F[i + q])
-                    ratio = log2(np.float64(a[i + q]) / sums[q])
-                    F[i + q] = update(old, np.float64(offset[i + q]), ratio, damping, relax[q])
-                    weights[q] = exp2_fast(np.float64(F[i + q]) - old)
+                error += update_rows(
+                    DOT, x, ys, one, i, rows, F, g, a, offset, damping, relaxation, buffer, sums, weights, relax
+                )
                 if rows == ROWS:
                     add_rows(packed, buffer, weights[0], weights[1], weights[2], weights[3])
                 else:
