@@ -70,6 +70,7 @@ def _pot_lazy(problem: Problem) -> Run:
 
 def _ott(problem: Problem, lse: bool = True, online: bool = False, momentum: bool = False) -> Run:
     import jax
+    from jax.interpreters import batching
 
     jax.config.update("jax_enable_x64", True)
     from ott.geometry.geometry import Geometry
@@ -78,6 +79,8 @@ def _ott(problem: Problem, lse: bool = True, online: bool = False, momentum: boo
     from ott.solvers.linear.acceleration import Momentum
     from ott.solvers.linear.sinkhorn import Sinkhorn
 
+    if online and not hasattr(batching, "is_vmappable"):
+        raise NotImplementedError("OTT-JAX does not run in batches under this version of JAX")
     data = (problem.x, problem.y) if online else (problem.C,)
     data, a, b = jax.device_put((data, problem.a, problem.b))
     compiled = {}

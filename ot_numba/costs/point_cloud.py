@@ -171,7 +171,8 @@ class PointCloud(Cost):
 
     def gibbs(self, reg: float) -> GibbsKernel:
         """The Gibbs kernel ``exp(-C / reg)`` as an operator, a `ScreenedGibbsKernel` where that pays."""
-        return ScreenedGibbsKernel(self, reg) if self._share(reg, ordered=False) <= LARGEST_SHARE else super().gibbs(reg)
+        kind = ScreenedGibbsKernel if self._share(reg, ordered=False) <= LARGEST_SHARE else GibbsKernel
+        return kind(self, reg)
 
     def neighbour_order(self, reg: float) -> tuple[Array | None, Array | None]:
         """Orders that put neighbours next to each other, if the plan at `reg` couples few enough points."""

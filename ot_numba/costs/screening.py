@@ -99,7 +99,7 @@ class ScreenedGibbsKernel(GibbsKernel):
     def _predicted_tiles(
         self, F: Array, G: Array, a: Array, offset: Array, expected: Array, damping: float, relaxation: float
     ) -> Tiles:
-        """Tiles that count after the update of F, which is bounded from above by a peak of each row in place of its sum."""
+        """Tiles that count after the update of F, a peak of each row in place of its sum: no row can end higher."""
         peaks = self.tiled.row_peaks(self._data, G)
         step = damping * (_log2(a, F.dtype) - peaks - offset) + offset - F
         after = F + np.where(np.isfinite(step), np.maximum(step, relaxation * step), 0)

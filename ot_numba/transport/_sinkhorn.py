@@ -251,7 +251,7 @@ class _Solver:
         self.n_iter = 0
         self._settled: tuple | None = None
         self.history: list[Progress] = []
-        self.bar = _progress_bar(max_iter) if progress else None
+        self.bar = progress_bar(max_iter, "sinkhorn") if progress else None
 
     def run(
         self,
@@ -323,7 +323,8 @@ class _Solver:
         if self.bar is not None:
             self.bar.set_postfix_str(f"marginal error {error / self.mass:.1e}")
         if self.callback is not None:
-            self.callback(State(self.n_iter, reg, error / self.mass, sweep.potentials))
+            potentials = lambda: self.problem.in_order(*sweep.potentials())  # noqa: E731
+            self.callback(State(self.n_iter, reg, error / self.mass, potentials))
         sweep.maintain()
 
     def _relaxed(self, sweep: LogSweep, relaxation: str | float, patience: float) -> str:
@@ -353,7 +354,7 @@ class _Solver:
     def _newton(self, sweep: LogSweep, tol: float, max_steps: float = math.inf) -> str:
         """Truncated Newton steps down to a relative error of `tol`; returns the status."""
         newton = TruncatedNewton(sweep, store=self._fits(4))
-        watch = _Watch(self) if tol == self.tol else None
+        watch = _Watch(self, patience=4) if max_steps == math.inf else None
         seen, steps = 0, 0
         while True:
             error = newton.error()
@@ -374,14 +375,14 @@ class _Solver:
         watch = _Watch(self)
         before = sweep.column_bits
         after, best = None, -math.inf
-        while self.n_iter < self.max_iter:
+        while True:
             row_error, column_error = sweep.iterate()
             # the rows are exact half-way, whatever point the acceleration chose
             error = column_error if self.problem.balanced else row_error + column_error
             self._tell(sweep, error)
             status = watch.status(sweep, error, plain=True)
-            if status:
-                return status
+            if status or self.n_iter >= self.max_iter:
+                return status or "max_iter"
             merit = sweep.dual(before) if self.problem.balanced else -error
             if after is not None and merit < best - 1e-12 * abs(best):
                 acceleration.clear()
@@ -390,7 +391,6 @@ class _Solver:
                 after, best = sweep.column_bits, merit
                 before = acceleration.propose(before, after)
             sweep.column_bits = before
-        return "max_iter"
 
     def settle(self, sweep: LogSweep) -> tuple[Array, Array, Array, Array, float, float]:
         """Potentials as they will be returned, with the marginals, <C, P> and the residual of their plan."""
@@ -476,12 +476,12 @@ def _iterations_left(rate: float, error: float, tol: float) -> float:
 class _Watch:
     """Decides when the iterations at the target are over."""
 
-    patience = 100  #: iterations without progress, near the rounding floor
     attempts = 3  #: times that a residual recomputed from the potentials may contradict the running one
 
-    def __init__(self, solver: _Solver) -> None:
-        self.solver = solver
-        self.best, self.best_at, self.refused = math.inf, 0, 0
+    def __init__(self, solver: _Solver, patience: int = 100) -> None:
+        """`patience` is the number of steps without progress, near the rounding floor, that mean it is reached."""
+        self.solver, self.patience = solver, patience
+        self.best, self.since, self.refused = math.inf, 0, 0
 
     def status(self, sweep: LogSweep, error: float, *, plain: bool) -> str | None:
         """Status to end with after an iteration that met this error, None to go on."""
@@ -497,9 +497,10 @@ class _Watch:
             if self.refused == self.attempts:
                 return "floor"
             sweep.refresh()
-        if error < 0.9 * self.best:
-            self.best, self.best_at = error, solver.n_iter
-        elif solver.n_iter - self.best_at > self.patience and self.best < 1e3 * solver.floor:
+        self.since += 1
+        if error < 0.99 * self.best:
+            self.best, self.since = error, 0
+        elif self.since > self.patience and self.best < 30 * solver.floor:
             return "floor"
         return None
 
@@ -511,7 +512,8 @@ def _physical_memory() -> int:
         return 1 << 32
 
 
-def _progress_bar(total: int) -> Any:
+def progress_bar(total: int, name: str) -> Any:
+    """A bar for so many iterations."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="sinkhorn", unit="it")
+    return tqdm(total=total, desc=name, unit="it")

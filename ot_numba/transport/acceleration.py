@@ -10,6 +10,8 @@ import numpy as np
 from ..arrays.namespaces import array_namespace, to_numpy
 
 Array = Any
+RIDGE = 1e-10  #: of Anderson's least squares, relative to the squared residual
+LONGEST = 20.0  #: bits that an extrapolation may add to a plain step
 
 
 class Relaxation:
@@ -90,10 +92,16 @@ class Anderson:
         del self._points[: -self.memory], self._residuals[: -self.memory]
         R = xp.stack(self._residuals)
         gram = np.asarray(to_numpy(R @ R.T))
-        ridge = 1e-10 * np.trace(gram) / len(gram)
-        if not ridge > 0:
+        ridge = RIDGE * gram[-1, -1]
+        if len(gram) == 1 or not ridge > 0:
             return after
-        weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), np.ones(len(gram)))
-        weights /= weights.sum()
+        # weights of the older points; the ridge draws them to 0, the plain step, where all residuals are alike
+        cross = gram[:-1, -1]
+        differences = gram[:-1, :-1] - cross[:, None] - cross + gram[-1, -1]
+        weights = np.linalg.solve(differences + ridge * np.eye(len(cross)), gram[-1, -1] - cross)
+        weights = [*weights, 1 - weights.sum()]
         mixed = sum(float(w) * p for w, p in zip(weights, self._points, strict=True))
+        if not float(xp.max(xp.abs(mixed - point))) <= LONGEST:
+            self.clear()
+            return after
         return xp.where(finite, xp.astype(mixed, after.dtype), after)

@@ -95,6 +95,15 @@ class Problem:
         take = self.xp.take
         return f if rows is None else take(f, rows), g if columns is None else take(g, columns)
 
+    def in_order(self, f: Array, g: Array) -> tuple[Array, Array]:
+        """Potentials of `restricted`, in the order of the points."""
+        take, argsort = self.xp.take, self.xp.argsort
+        first, second = (
+            v if index is None or not self.ordered else take(v, argsort(index))
+            for v, index in zip((f, g), self.support, strict=True)
+        )
+        return first, second
+
     def extend(self, f: Array, g: Array) -> tuple[Array, Array]:
         """Potentials everywhere.
 

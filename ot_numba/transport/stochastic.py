@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from ..arrays.validation import (
     common_dtype,
 )
 from ..arrays.warnings import ON_FAIL, report_failure
-from ..costs import Cost, CostMatrix, Grid, PointCloud
+from ..costs import Cost, PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from ..kernels import CostData
-from ._sinkhorn import State
+from ._sinkhorn import State, progress_bar
 from .objective import marginal_residual, objectives, pair
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult
@@ -262,7 +261,7 @@ class _Run:
         n, m = cost.shape
         self.check_every = check_every or math.ceil(PASSES * n / batch_size)
         self.gibbs = cost.gibbs(problem.reg)
-        self.kernels = import_module(".stochastic", self.gibbs.kernels.__name__)
+        self.kernels = self.gibbs.kernels
         a, b = (xp.astype(w, xp.float64) / problem.masses[0] for w in (self.inner.a, self.inner.b))
         self.weights, self.b = a, b
         self.asked, self.floor = tol, 0.0
@@ -323,7 +322,7 @@ class _Run:
         if self.prepared:
             data, offset = self.prepared
             return data, slots, slots, offset
-        data, offset = self._prepare(_take_rows(self.inner.cost, slots))
+        data, offset = self._prepare(self.inner.cost.subset(slots, None))
         return data, xp.asarray(np.arange(count), device=self.inner.cost.device), slots, offset
 
     def _advance(self, count: int) -> None:
@@ -341,7 +340,7 @@ class _Run:
 
     def solve(self, callback: Callable[[State], None] | None, progress: bool) -> TransportResult:
         """Iterate, and report."""
-        status, bar = "max_iter", _progress_bar(self.max_iter) if progress else None
+        status, bar = "max_iter", progress_bar(self.max_iter, "semidual_stochastic") if progress else None
         try:
             while self.n_iter < self.max_iter and status == "max_iter":
                 stop = min(self.max_iter, self.n_iter + self.check_every)
@@ -435,24 +434,3 @@ class _Run:
         before, after = self.history[-2], self.history[-1]
         order = math.log(before.marginal_error / error) / math.log(after.n_iter / before.n_iter)
         return f"the error last fell like n_iter**-{order:.2g}; "
-
-
-def _take_rows(cost: Cost, rows: Array) -> Cost:
-    """The cost of selected sources; the rows of a grid are evaluated."""
-    if not isinstance(cost, Grid):
-        return cost.subset(rows, None)
-    xp = cost.xp
-    total = xp.zeros((rows.shape[0], *cost.column_grid), dtype=cost.dtype, device=cost.device)
-    stride = cost.shape[0]
-    for axis, (size, table) in enumerate(zip(cost.row_grid, cost.axis_costs, strict=True)):
-        stride //= size
-        shape = [1] * total.ndim
-        shape[0], shape[axis + 1] = rows.shape[0], cost.column_grid[axis]
-        total += xp.reshape(xp.take(table, (rows // stride) % size, axis=0), tuple(shape))
-    return CostMatrix(xp.reshape(total, (rows.shape[0], cost.shape[1])))
-
-
-def _progress_bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="semidual_stochastic", unit="it")

@@ -81,7 +81,7 @@ class LogSweep:
 
     @column_bits.setter
     def column_bits(self, G: Array) -> None:
-        self.set_bits(self.F, G, self._change(G)[1])
+        self.G[...] = G
 
     def potentials(self) -> tuple[Array, Array]:
         """Potentials in cost units; where there is no weight, 0 in the KL form, -inf in the entropy form."""
@@ -94,16 +94,9 @@ class LogSweep:
 
     def set_bits(self, F: Array, G: Array, growth: float = 0.0) -> None:
         """Go on from other potentials in bits; `growth` is how far G exceeds the one whose rows F makes exact."""
-        self.F, self.G = self.gibbs.xp.asarray(F, copy=True), G
+        self.F, self.G = (self.gibbs.xp.asarray(bits, copy=True) for bits in (F, G))
         if growth > REACH[str(G.dtype).rpartition(".")[2]]:
             self._make_rows_exact()
-
-    def _change(self, G: Array) -> tuple[float, float]:
-        """Smallest and largest change of the column potential."""
-        xp, positive = self.gibbs.xp, self.problem.b > 0
-        before, after = (xp.where(positive, bits, xp.zeros_like(bits)) for bits in (self.G, G))
-        change = after - before
-        return float(xp.min(change)), float(xp.max(change))
 
     def half_step(self) -> Array:
         """The row update alone; column sums of the plan, float64."""
@@ -173,11 +166,15 @@ class AbsorbedSweep(LogSweep):
         xp = self.gibbs.xp
         self.K = self.gibbs.plan(self.F, self.G, self._floor, out=self.K)
         self.p, self.q = xp.ones_like(self.F), xp.ones_like(self.G)
-        self._saved = self.p, self.q
+        self._save()
         self._bases = [
             None if damping == 1 else self._exp2((1 - damping) * (xp.astype(offset, xp.float64) - bits))
             for damping, offset, bits in zip(self.damping, self.offsets, (self.F, self.G), strict=True)
         ]
+
+    def _save(self) -> None:
+        xp = self.gibbs.xp
+        self._saved = xp.asarray(self.p, copy=True), xp.asarray(self.q, copy=True)
 
     def _exp2(self, bits: Array) -> Array:
         xp = self.gibbs.xp
@@ -191,22 +188,42 @@ class AbsorbedSweep(LogSweep):
         )
         column_error = self.kernels.absorbed_columns(columns, self.q, b, self._bases[1], self.damping[1], relaxation)
         if not math.isfinite(row_error + column_error):
-            self.p, self.q = self._saved  # a scaling left the range of the dtype: go on from where all was well
-            self._fold_in()
-            row_error, column_error = super().iterate()
-            self._absorb()
-        elif not self.problem.balanced:
-            factor = 2.0 ** self.best_shift(*self.bits())
-            self.p *= factor
-            self.q /= factor
+            return self._recover()
+        if not self.problem.balanced:
+            shift = self.best_shift(*self.bits())
+            if abs(shift) > self._limit:
+                self._fold_in()
+                self.F, self.G = self.F + shift, self.G - shift
+                self._absorb()
+            else:
+                self.p *= 2.0**shift
+                self.q /= 2.0**shift
         return row_error, column_error
+
+    def _recover(self) -> tuple[float, float]:
+        """A scaling left the range of the dtype: one iteration in the log domain from where all was well."""
+        self.p, self.q = self._saved
+        self._fold_in()
+        errors = super().iterate()
+        self._absorb()
+        return errors
 
     def _fold_in(self) -> None:
         self.F, self.G = self.bits()
 
-    def bits(self) -> tuple[Array, Array]:
-        """Potentials in bits."""
+    def _extremes(self) -> tuple[float, float]:
         xp = self.gibbs.xp
+        return (
+            min(float(xp.min(self.p)), float(xp.min(self.q))),
+            max(float(xp.max(self.p)), float(xp.max(self.q))),
+        )
+
+    def bits(self) -> tuple[Array, Array]:
+        """Potentials in bits; where all was well, if a scaling has left the range of the dtype since."""
+        xp = self.gibbs.xp
+        low, high = self._extremes()
+        if not 0 < low <= high < math.inf:
+            self.p, self.q = (xp.asarray(scaling, copy=True) for scaling in self._saved)
         return (
             xp.astype(self.F + xp.log2(xp.astype(self.p, xp.float64)), self.F.dtype),
             xp.astype(self.G + xp.log2(xp.astype(self.q, xp.float64)), self.G.dtype),
@@ -219,21 +236,17 @@ class AbsorbedSweep(LogSweep):
 
     @column_bits.setter
     def column_bits(self, G: Array) -> None:
-        low, high = self._change(G)
-        if max(-low, high) > self._limit:
-            self.set_bits(self.bits()[0], G, high)
-            self._absorb()
-        else:
-            self.q[...] = self._exp2(G - self.G)
+        self.q[...] = self._exp2(G - self.G)
 
     def maintain(self) -> None:
         """Absorb the scalings if they have grown."""
-        xp = self.gibbs.xp
-        extremes = [float(f(v)) for v in (self.p, self.q) for f in (xp.min, xp.max)]
-        if min(extremes) < 2.0**-self._limit or max(extremes) > 2.0**self._limit:
+        low, high = self._extremes()
+        if not 0 < low <= high < math.inf:
+            self._recover()
+        elif low < 2.0**-self._limit or high > 2.0**self._limit:
             self.refresh()
         else:
-            self._saved = xp.asarray(self.p, copy=True), xp.asarray(self.q, copy=True)
+            self._save()
 
     def refresh(self) -> None:
         """Absorb the scalings, which evaluates the kernel anew."""

@@ -659,15 +659,15 @@ def test_bits_do_not_depend_on_threads(name, dtype, large):
                 np.testing.assert_array_equal(u, v)
 
 
-@pytest.mark.parametrize("name", contract.KERNELS)
+@pytest.mark.parametrize(
+    "name", sorted({*contract.KERNELS} - {"mass_histogram"})
+)  # rounding decides at edges
 @settings(max_examples=8)
 @given(c=cases())
 def test_generic_and_cpu_agree(name, c):
     """In float64, where no rounding excuses a difference in which entries or bins are hit."""
     require(c.dtype == np.float64)
     require(c.slack.max() < 1e-10)
-    if name == "mass_histogram":  # sums up to an edge: an entry at an edge may fall on either side
-        pytest.skip("compared with the reference, edges and all")
     results = [Calls(module, np).run(name, c) for module in (cpu, generic)]
     for u, v in zip(*results, strict=True):
         np.testing.assert_allclose(u, v, rtol=1e-8, atol=1e-8)

@@ -10,6 +10,7 @@ import numpy as np
 from ..contract import DOT, HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS, POWER, CostData
 from . import distances, plans
 from .exponents import ROWS
+from .stochastic import averaged_sgd, sag
 from .threads import run_blocks
 
 MAX_BLOCKS = 32

@@ -1,4 +1,4 @@
-"""Reference for the passes over tiles of a plan (see `cpu.tiles`): every exponent is looked at, correct but not fast."""
+"""Reference for the passes over tiles of a plan (see `cpu.tiles`), which looks at every exponent."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ def active_tiles(cost: CostData, F: Array, G: Array, row_thresholds: Array, colu
     xp = array_namespace(F)
     n, m = cost.shape
     z = _exponents(cost, F, G, 0, n)
-    rows = []
-    for lo in range(0, n, SIDE):
-        row = []
-        for left in range(0, m, SIDE):
-            least = xp.minimum(xp.min(row_thresholds[lo : lo + SIDE]), xp.min(column_thresholds[left : left + SIDE]))
-            row.append(xp.max(z[lo : lo + SIDE, left : left + SIDE]) > least)
-        rows.append(xp.stack(row))
-    return Tiles.of(xp, xp.stack(rows), (n, m))
+    rows, columns = ([slice(lo, min(size, lo + SIDE)) for lo in range(0, size, SIDE)] for size in (n, m))
+    active = [
+        [xp.max(z[i, j]) > xp.minimum(xp.min(row_thresholds[i]), xp.min(column_thresholds[j])) for j in columns]
+        for i in rows
+    ]
+    return Tiles.of(xp, xp.stack([xp.stack(line) for line in active]), (n, m))
 
 
 def _inside(tiles: Tiles, n: int, m: int) -> Array:
