@@ -90,10 +90,16 @@ def in_turn(
     return times
 
 
-def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] | None = None) -> None:
+def show(
+    times: dict[str, list[float]],
+    targets: Targets,
+    notes: dict[str, str] | None = None,
+    limit: float | None = None,
+) -> None:
     """Print the times, and the ratios of the medians with the targets; peer None stands for the fastest one.
 
-    In brackets the ratio of the shortest times, which suffers less where other programs are at work.
+    In brackets the ratio of the shortest times, which suffers less where other programs are at work. `limit`: how long
+    those had that are not among the times.
     """
     middle = {name: median(values) for name, values in times.items()}
     for name, values in times.items():
@@ -101,9 +107,11 @@ def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] 
         print(
             f"  {name:24s} {1e3 * middle[name]:12.4f} ms  [{1e3 * min(values):.4f} .. {1e3 * max(values):.4f}]  {note}"
         )
+    others = {name: t for name, t in middle.items() if not name.startswith("ot_numba")}
     for ours, peer, target in targets:
-        others = {name: t for name, t in middle.items() if not name.startswith("ot_numba")}
         if ours not in middle or not others or (peer and peer not in middle):
+            bound = f" > {limit / middle[ours]:.1f}" if limit and ours in middle else ": not measured"
+            print(f"    {peer or 'any other'} / {ours}{bound}, target {target:g}")
             continue
         name = peer or min(others, key=others.get)
         ratio = middle[name] / middle[ours]
@@ -222,7 +230,7 @@ def to_residual(
                     f"  {name} stops at {error:.1e} with tol {tol:.1e} after {cap} iterations or earlier",
                     flush=True,
                 )
-        show(in_turn(samples, args.rounds), targets, notes)
+        show(in_turn(samples, args.rounds), targets, notes, args.limit)
 
 
 def threads(args: argparse.Namespace) -> None:

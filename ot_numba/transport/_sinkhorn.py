@@ -29,7 +29,7 @@ STAGE_STEPS = 10  #: truncated Newton steps that a stage may take where its iter
 STAGE_ERROR = 0.05  #: relative marginal error that ends a stage early
 SHORT_RANGE = 100.0  #: range of the cost over reg up to which no schedule is worth its passes
 PATIENCE = 15  #: predicted iterations above which truncated Newton steps are cheaper
-#: Rounding floor of the marginal error, relative to (range of the cost) / reg; and its smallest value.
+#: Rounding floor of the marginal error, relative to (largest absolute cost) / reg; and its smallest value.
 FLOOR = {"float64": (1e-17, 1e-15), "float32": (3e-9, 1.5e-6)}
 
 
@@ -154,7 +154,9 @@ def sinkhorn(
     Notes
     -----
     Time per iteration: n m exponentials (log), 2 n m multiply-adds (kernel), n d sums for a grid. Memory beyond the
-    input: O(n + m), or n m numbers (kernel).
+    input: O(n + m), or n m numbers (kernel). Between points in at most three dimensions (squared Euclidean or cosine),
+    at a `reg` so small that most of the plan is negligible, iterations visit only the tiles of the plan that count,
+    with the same sums up to rounding, and ``"auto"`` stores no more than those, up to 256 MB.
 
     References
     ----------
@@ -243,9 +245,8 @@ class _Solver:
     ) -> None:
         self.problem, self.inner = problem, problem.restricted
         self.max_iter, self.check_every, self.callback = max_iter, check_every, callback
-        low, high = problem.cost.bounds()
         slope, smallest = FLOOR[str(problem.cost.dtype).rpartition(".")[2]]
-        self.floor = max(smallest, slope * (high - low) / problem.reg)
+        self.floor = max(smallest, slope * self.floor_ratio, 0.1 * smallest * problem.reg / min(problem.rho))
         self.asked, self.tol = tol, max(tol, self.floor)
         self.mass = problem.mass
         self.n_iter = 0
@@ -335,6 +336,8 @@ class _Solver:
         factor = None
         while self.n_iter < self.max_iter:
             previous, factor = factor, adaptive.factor if adaptive else relaxation
+            if self.n_iter == self.max_iter - 1:
+                factor = 1.0  # so that the columns of the plan are exact
             row_error, column_error = sweep.iterate(factor)
             # after a plain column update the columns are exact, and this row error is the whole residual
             error = row_error if previous == 1 and self.problem.balanced else row_error + column_error
@@ -443,16 +446,15 @@ class _Solver:
             return f"stopped by the callback: {reached}"
         if status == "floor":
             return (
-                f"stuck at the rounding floor: {reached}, tol={self.tol:.3g}; the range of the cost is "
+                f"stuck at the rounding floor: {reached}, tol={self.tol:.3g}; the cost is up to "
                 f"{self.floor_ratio:.1e} times reg: use float64, a larger reg or a larger tol"
             )
         return f"not converged: {reached}, tol={self.tol:.3g}; {self._outlook(error)}"
 
     @property
     def floor_ratio(self) -> float:
-        """Range of the cost over reg."""
-        low, high = self.problem.cost.bounds()
-        return (high - low) / self.problem.reg
+        """Largest absolute cost over reg."""
+        return max(map(abs, self.problem.cost.bounds())) / self.problem.reg
 
     def _outlook(self, error: float) -> str:
         """Rate of the last iterations, and what to change."""

@@ -11,7 +11,7 @@ from ..arrays.namespaces import array_namespace, to_numpy
 
 Array = Any
 RIDGE = 1e-10  #: of Anderson's least squares, relative to the squared residual
-LONGEST = 20.0  #: bits that an extrapolation may add to a plain step
+LONGEST = {"float64": 200.0, "float32": 20.0}  #: bits that an extrapolation may add to a plain step
 
 
 class Relaxation:
@@ -98,10 +98,11 @@ class Anderson:
         # weights of the older points; the ridge draws them to 0, the plain step, where all residuals are alike
         cross = gram[:-1, -1]
         differences = gram[:-1, :-1] - cross[:, None] - cross + gram[-1, -1]
-        weights = np.linalg.solve(differences + ridge * np.eye(len(cross)), gram[-1, -1] - cross)
+        system = differences / ridge + np.eye(len(cross))
+        weights = np.linalg.lstsq(system, (gram[-1, -1] - cross) / ridge)[0]
         weights = [*weights, 1 - weights.sum()]
         mixed = sum(float(w) * p for w, p in zip(weights, self._points, strict=True))
-        if not float(xp.max(xp.abs(mixed - point))) <= LONGEST:
+        if not float(xp.max(xp.abs(mixed - point))) <= LONGEST[str(after.dtype).rpartition(".")[2]]:
             self.clear()
             return after
         return xp.where(finite, xp.astype(mixed, after.dtype), after)

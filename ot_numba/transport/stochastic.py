@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -261,7 +262,7 @@ class _Run:
         n, m = cost.shape
         self.check_every = check_every or math.ceil(PASSES * n / batch_size)
         self.gibbs = cost.gibbs(problem.reg)
-        self.kernels = self.gibbs.kernels
+        self.kernels = import_module(".stochastic", self.gibbs.kernels.__name__)
         a, b = (xp.astype(w, xp.float64) / problem.masses[0] for w in (self.inner.a, self.inner.b))
         self.weights, self.b = a, b
         self.asked, self.floor = tol, 0.0

@@ -168,8 +168,8 @@ class AbsorbedSweep(LogSweep):
         self.p, self.q = xp.ones_like(self.F), xp.ones_like(self.G)
         self._save()
         self._bases = [
-            None if damping == 1 else self._exp2((1 - damping) * (xp.astype(offset, xp.float64) - bits))
-            for damping, offset, bits in zip(self.damping, self.offsets, (self.F, self.G), strict=True)
+            None if damping == 1 else self._exp2((damping - 1) * self._dual(bits, side))
+            for side, (damping, bits) in enumerate(zip(self.damping, (self.F, self.G), strict=True))
         ]
 
     def _save(self) -> None:
@@ -236,7 +236,9 @@ class AbsorbedSweep(LogSweep):
 
     @column_bits.setter
     def column_bits(self, G: Array) -> None:
-        self.q[...] = self._exp2(G - self.G)
+        xp, finite = self.gibbs.xp, self.gibbs.xp.isfinite(G)
+        zeros = xp.zeros_like(G)
+        self.q[...] = self._exp2(xp.where(finite, G, zeros) - xp.where(finite, self.G, zeros))
 
     def maintain(self) -> None:
         """Absorb the scalings if they have grown."""

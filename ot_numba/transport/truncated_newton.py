@@ -13,6 +13,7 @@ from .sweeps import LogSweep
 Array = Any
 RIDGE = 1e-6  #: relative to the diagonal: what float32 products need to stay positive
 FIRST_LIMIT = 8.0  #: nats by which a potential may move in the first step
+LARGEST_LIMIT = 1e6  #: and in any: where no plan has the marginals the potentials grow for ever
 INNER_ITERATIONS = 500
 DIRECT_SIZE = 2048  #: columns up to which a system may be solved by elimination
 DIRECT_SHARE = 1 / 3  #: conjugate gradient iterations per column that cost as much
@@ -82,7 +83,7 @@ class TruncatedNewton:
         else:
             sweep.set_bits(F, G)
         if length < 1 or at_limit:  # far from the solution a plain iteration helps, and makes every step an ascent
-            self.limit *= 3.0 if length == 1 else max(length, 0.1)
+            self.limit = min(self.limit * (3.0 if length == 1 else max(length, 0.1)), LARGEST_LIMIT)
             sweep.iterate()
             self.column_sums = sweep.half_step()
             self.products += 2
@@ -93,7 +94,7 @@ class TruncatedNewton:
         first, second = self.sweep.damping
         rows = self.sweep.row_target()
         weights = xp.where(rows > 0, first / xp.where(rows > 0, rows, xp.ones_like(rows)), xp.zeros_like(rows))
-        gradient = xp.where(problem.b > 0, gradient, xp.zeros_like(gradient))
+        gradient = xp.where(problem.b > 0, gradient / self.sweep.mass, xp.zeros_like(gradient))
         F, G = self._scaled(weights)
         if self.direct:
             self.products += 1
@@ -115,11 +116,11 @@ class TruncatedNewton:
         return found.x
 
     def _scaled(self, weights: Array) -> tuple[Array, Array]:
-        """Potentials of ``W = diag(weights)**(1/2) P``, whose entries stay in range where those of P would not."""
+        """Potentials of ``W = (diag(weights) / mass)**(1/2) P``, whose entries stay in the range of float32."""
         xp = self.xp
         F, G = self.sweep.bits()
         positive = weights > 0
-        half = 0.5 * xp.log2(xp.where(positive, weights, xp.ones_like(weights)))
+        half = 0.5 * (xp.log2(xp.where(positive, weights, xp.ones_like(weights))) - math.log2(self.sweep.mass))
         return xp.astype(xp.where(positive, F + half, xp.full_like(half, -math.inf)), F.dtype), G
 
     def _dense(self, F: Array, G: Array) -> Array:
@@ -148,7 +149,9 @@ class TruncatedNewton:
         diagonal = index[:, None] == index[None, :]
         S = xp.where(diagonal, xp.zeros_like(S), S)
         mass = -xp.sum(S, axis=1)
-        loose = self.column_sums * (1 / second - first) if first * second < 1 else xp.zeros_like(mass)
+        loose = xp.zeros_like(mass)
+        if first * second < 1:
+            loose = self.column_sums / self.sweep.mass * (1 / second - first)
         total = (mass + loose) * (1 + 1e-12)  # parts that exchange nothing must not make it singular
         total = xp.where(total > 0, total, xp.ones_like(total))
         if first * second == 1:

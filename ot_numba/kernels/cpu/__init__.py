@@ -10,7 +10,6 @@ import numpy as np
 from ..contract import DOT, HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS, POWER, CostData
 from . import distances, plans
 from .exponents import ROWS
-from .stochastic import averaged_sgd, sag
 from .threads import run_blocks
 
 MAX_BLOCKS = 32
@@ -309,6 +308,8 @@ def row_kth_exponent(cost: CostData, F: np.ndarray, G: np.ndarray, k: int) -> np
 
 def warmup(dtypes: Iterable[str] = ("float64", "float32")) -> None:
     """Compile, or load from the cache, every kernel for the given dtypes."""
+    from . import tiles
+
     for dtype in dtypes:
         x = np.zeros((8, 2), dtype)
         w = np.full(8, 0.125, dtype)
@@ -328,3 +329,7 @@ def warmup(dtypes: Iterable[str] = ("float64", "float32")) -> None:
         pairwise_cost(POWER, x, cost.y)
         mass_histogram(cost, F, G)
         csr_plan(cost, F, G, row_kth_exponent(cost, F, G, 1))
+        active = tiles.active_tiles(cost, F, G, F + tiles.row_peaks(cost, G), G)
+        tiles.sinkhorn_rows(cost, active, F, G, w, F.copy())
+        tiles.plan_pair(cost, active, F, G, w.astype(float), w)
+        tiles.stored_square(tiles.store_tiles(cost, active, F, G), active, 8, w.astype("float32"))
