@@ -15,6 +15,7 @@ RIDGE = 1e-6  #: relative to the diagonal: what float32 products need to stay po
 FIRST_LIMIT = 8.0  #: nats by which a potential may move in the first step
 LARGEST_LIMIT = 1e6  #: and in any: where no plan has the marginals the potentials grow for ever
 INNER_ITERATIONS = 500
+WEAKEST = 1e-30  #: exchange of mass per nat of a column that has none with the others, so that its step is long
 DIRECT_SIZE = 2048  #: columns up to which a system may be solved by elimination
 DIRECT_SHARE = 1 / 3  #: conjugate gradient iterations per column that cost as much
 
@@ -153,7 +154,7 @@ class TruncatedNewton:
         if first * second < 1:
             loose = self.column_sums / self.sweep.mass * (1 / second - first)
         total = (mass + loose) * (1 + 1e-12)  # parts that exchange nothing must not make it singular
-        total = xp.where(total > 0, total, xp.ones_like(total))
+        total = xp.where(total > 0, total, xp.full_like(total, WEAKEST))
         if first * second == 1:
             total = xp.where(index == 0, 2 * total, total)  # the constants are free
         return xp.linalg.solve(xp.where(diagonal, total[:, None], S), gradient)

@@ -44,7 +44,13 @@ def plain_sinkhorn(C, a, b, reg, n_iter=20_000, rho=np.inf):
 )
 def test_two_by_two_closed_form(xp, method, reg, P11, linear, value, f, g):
     result = sinkhorn(
-        xp.asarray(C2), xp.asarray([0.3, 0.7]), xp.asarray([0.6, 0.4]), reg=reg, tol=1e-14, method=method, on_fail="ignore"
+        xp.asarray(C2),
+        xp.asarray([0.3, 0.7]),
+        xp.asarray([0.6, 0.4]),
+        reg=reg,
+        tol=1e-14,
+        method=method,
+        on_fail="ignore",
     )
     assert abs(float(result.plan[0, 0]) - P11) < 1e-10
     assert abs(result.value - value) < 1e-10
@@ -56,10 +62,14 @@ def test_two_by_two_closed_form(xp, method, reg, P11, linear, value, f, g):
 
 
 def test_three_by_three():
-    result = sinkhorn(C3, [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], reg=0.25, regularizer="entropy", tol=1e-14, on_fail="ignore")
+    result = sinkhorn(
+        C3, [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], reg=0.25, regularizer="entropy", tol=1e-14, on_fail="ignore"
+    )
     g = (result.g - result.g[2]) / 0.25
     assert np.allclose(g, [7.3080816199, 4.0002240405, 0], rtol=0, atol=1e-9)
-    assert np.allclose((result.f + result.g[2]) / 0.25, [-8.9181897839, -5.6102204769, -1.6097733936], rtol=0, atol=1e-9)
+    assert np.allclose(
+        (result.f + result.g[2]) / 0.25, [-8.9181897839, -5.6102204769, -1.6097733936], rtol=0, atol=1e-9
+    )
     assert abs(result.linear_cost - 0.5004021808) < 1e-10
     assert abs(result.value + 0.25 - 0.0629328669) < 1e-10  # there without the -P of sum P (log P - 1)
     kl = sinkhorn(C3, [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], reg=0.25, tol=1e-14, on_fail="ignore")
@@ -112,7 +122,9 @@ def test_pot_agrees(seed):
     theirs = ot.sinkhorn(a, b, C, 0.05, method="sinkhorn_log", stopThr=1e-13, numItermax=100_000)
     assert np.allclose(ours, theirs, rtol=0, atol=1e-11)
     ours = sinkhorn(C, a, 1.5 * b, reg=0.05, unbalanced=0.4, tol=1e-12).plan
-    theirs = ot.unbalanced.sinkhorn_unbalanced(a, 1.5 * b, C, 0.05, 0.4, reg_type="kl", stopThr=1e-14, numItermax=100_000)
+    theirs = ot.unbalanced.sinkhorn_unbalanced(
+        a, 1.5 * b, C, 0.05, 0.4, reg_type="kl", stopThr=1e-14, numItermax=100_000
+    )
     assert np.allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
@@ -177,7 +189,12 @@ def families(n):
     uniform = np.full(n, 1 / n)
     yield "uniform", uniform, uniform, rng.random((n, n))
     x = rng.random((n, 2))
-    yield "points", rng.dirichlet(np.full(n, 2.0)), rng.dirichlet(np.full(n, 2.0)), ((x[:, None] - 0.7 * x - 0.3) ** 2).sum(-1)
+    yield (
+        "points",
+        rng.dirichlet(np.full(n, 2.0)),
+        rng.dirichlet(np.full(n, 2.0)),
+        ((x[:, None] - 0.7 * x - 0.3) ** 2).sum(-1),
+    )
     t = 5 * np.arange(n) / (n - 1)
     a, b = np.exp(-t), np.exp(-((t - 1) ** 2) / 0.08) + 1.6 * np.exp(-((t - 3) ** 2) / 0.5) + 1e-12
     yield "line", a / a.sum(), b / b.sum(), (t[:, None] - t) ** 2
