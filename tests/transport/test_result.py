@@ -132,7 +132,7 @@ def test_bad_input():
         result.sparse_plan(mass_tol=0.1, top_k=2)
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         result.sparse_plan(top_k=0)
-    with pytest.raises(ValueError, match="mass_tol must be .* got 2"):
+    with pytest.raises(ValueError, match=r"mass_tol must be .* got 2"):
         result.sparse_plan(mass_tol=2)
     points, _ = solved("points")
     with pytest.raises(ValueError, match="new_points must have dimension 2, got 3"):
