@@ -16,6 +16,7 @@ from .gibbs import GibbsKernel
 Array = Any
 DIMENSION = 3  #: largest dimension in which neighbours are few
 SMALLEST = 1 << 18  #: entries of a plan below which its passes take no time
+LARGEST = 1 << 36  #: entries of a plan above which a map of its tiles takes too much memory
 #: Bits below the largest exponents of its row and its column at which an entry is lost in the rounding of their sums.
 BITS = {"float64": 60.0, "float32": 36.0}
 MARGIN = 6.0  #: bits that potentials may move before tiles are chosen anew
@@ -132,7 +133,7 @@ def expected_share(x: np.ndarray, y: np.ndarray, k: float, *, ordered: bool) -> 
     `ordered` takes them as small. The points are taken as spread evenly.
     """
     (n, d), m = x.shape, y.shape[0]
-    if n * m < SMALLEST or d > DIMENSION:
+    if not SMALLEST <= n * m <= LARGEST or d > DIMENSION:
         return 1.0
     slack = MARGIN if ordered else MARGIN + k * float(_mean_box(x) @ _mean_box(y)) / 2
     reach = math.sqrt((BITS[x.dtype.name] + slack) / k)
