@@ -90,16 +90,10 @@ def in_turn(
     return times
 
 
-def show(
-    times: dict[str, list[float]],
-    targets: Targets,
-    notes: dict[str, str] | None = None,
-    limit: float | None = None,
-) -> None:
+def show(times: dict[str, list[float]], targets: Targets, notes: dict[str, str] | None = None) -> None:
     """Print the times, and the ratios of the medians with the targets; peer None stands for the fastest one.
 
-    In brackets the ratio of the shortest times, which suffers less where other programs are at work. `limit`: how long
-    those had that are not among the times.
+    In brackets the ratio of the shortest times, which suffers less where other programs are at work.
     """
     middle = {name: median(values) for name, values in times.items()}
     for name, values in times.items():
@@ -110,8 +104,7 @@ def show(
     others = {name: t for name, t in middle.items() if not name.startswith("ot_numba")}
     for ours, peer, target in targets:
         if ours not in middle or not others or (peer and peer not in middle):
-            bound = f" > {limit / middle[ours]:.1f}" if limit and ours in middle else ": not measured"
-            print(f"    {peer or 'any other'} / {ours}{bound}, target {target:g}")
+            print(f"    {peer or 'any other'} / {ours}: no ratio, target {target:g}")
             continue
         name = peer or min(others, key=others.get)
         ratio = middle[name] / middle[ours]
@@ -218,7 +211,7 @@ def to_residual(
         for name, candidate in ready.items():
             factor = 1.0 if name in peers.OURS else 10.0  # our tol is a promise about the residual
             try:
-                tol, cap, error = candidate(timing.loosest, wanted, args.limit, factor=factor)
+                tol, cap, error, taken = candidate(timing.loosest, wanted, args.limit, factor=factor)
             except Exception as failure:
                 print(f"  {name}: {_short(failure)}", flush=True)
                 continue
@@ -226,11 +219,8 @@ def to_residual(
                 samples[name] = partial(candidate, _to_tolerance, cap, tol)
                 notes[name] = f"tol {tol:.1e}, residual {error:.1e}"
             else:
-                print(
-                    f"  {name} stops at {error:.1e} with tol {tol:.1e} after {cap} iterations or earlier",
-                    flush=True,
-                )
-        show(in_turn(samples, args.rounds), targets, notes, args.limit)
+                print(f"  {name} stops at {error:.1e} after {taken:.1f} s, with tol {tol:.1e}", flush=True)
+        show(in_turn(samples, args.rounds), targets, notes)
 
 
 def threads(args: argparse.Namespace) -> None:

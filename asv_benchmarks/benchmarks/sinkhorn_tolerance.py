@@ -26,7 +26,7 @@ class Clouds:
 
     def track_seconds(self, library: str, size: int, share: float, residual: float) -> float:
         factor = 1.0 if library in peers.OURS else 10.0  # our tol is a promise about the residual
-        tol, cap, reached = timing.loosest(self.run, self.input, residual, self.limit, factor=factor)
+        tol, cap, reached, _ = timing.loosest(self.run, self.input, residual, self.limit, factor=factor)
         return timing.typical(lambda: timing.seconds(lambda: self.run(cap, tol))) if reached <= residual else math.nan
 
     track_seconds.unit = "seconds"

@@ -411,8 +411,8 @@ class _Solver:
     def _report(self, sweep: LogSweep, status: str) -> TransportResult:
         """Recompute everything from the potentials that are returned."""
         problem, inner = self.problem, self.inner
-        if sweep.gibbs.reg != problem.reg:  # stopped on the way: potentials carry over in the units of the cost
-            sweep = LogSweep(inner, inner.cost.gibbs(problem.reg), *sweep.potentials(), 0)
+        if sweep.gibbs.reg != problem.reg:  # stopped on the way: g carries over in the units of the cost, f follows
+            sweep = LogSweep(inner, inner.cost.gibbs(problem.reg), *sweep.potentials(), 1)
         f, g, r, c, linear_cost, error = self.settle(sweep)
         value, dual_value = objectives(inner, f, g, r, c)
         converged = error <= self.tol
@@ -484,12 +484,13 @@ class _Watch:
         """`patience` is the number of steps without progress, near the rounding floor, that mean it is reached."""
         self.solver, self.patience = solver, patience
         self.best, self.since, self.refused = math.inf, 0, 0
+        self.goal = solver.tol
 
     def status(self, sweep: LogSweep, error: float, *, plain: bool) -> str | None:
         """Status to end with after an iteration that met this error, None to go on."""
         solver = self.solver
         error /= solver.mass
-        if error <= solver.tol:
+        if error <= self.goal:
             if not plain:
                 sweep.iterate()
                 solver.n_iter += 1
@@ -498,6 +499,7 @@ class _Watch:
             self.refused += 1
             if self.refused == self.attempts:
                 return "floor"
+            self.goal = error / 2  # ask for more before looking again
             sweep.refresh()
         self.since += 1
         if error < 0.99 * self.best:
