@@ -174,9 +174,13 @@ def sinkhorn(
     >>> result.plan.round(4).tolist()
     [[0.2742, 0.0258], [0.3258, 0.3742]]
     """
-    problem = make_problem(C, a, b, reg=reg, regularizer=regularizer, unbalanced=unbalanced, ordered=True)
     check_choice(method, "method", METHODS)
     check_choice(on_fail, "on_fail", ON_FAIL)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, got {callback!r}")
+    problem = make_problem(
+        C, a, b, reg=reg, regularizer=regularizer, unbalanced=unbalanced, ordered=True, stored=method == "kernel"
+    )
     if relaxation != "auto":
         relaxation = check_real(relaxation, "relaxation", low=1, high=2, high_open=True)
     anderson = check_int(anderson, "anderson", low=0)
@@ -210,7 +214,9 @@ def _schedule(reg_schedule: Any, problem: Problem, warm: bool) -> list[float]:
         short = warm or high - low <= SHORT_RANGE * reg
         count = 0 if short else math.ceil(math.log(first / reg, STAGE_RATIO) - 1e-9)
         return [first / STAGE_RATIO**i for i in range(count)]
-    stages = [check_real(value, "reg_schedule", low=reg) for value in reg_schedule]
+    if not isinstance(reg_schedule, Iterable):
+        raise TypeError(f"reg_schedule must be 'auto', None or a sequence of numbers, got {reg_schedule!r}")
+    stages = [check_real(value, "reg_schedule", low=reg, high=math.inf, high_open=True) for value in reg_schedule]
     if any(later > earlier for earlier, later in pairwise(stages)):
         raise ValueError(f"reg_schedule must decrease, got {stages}")
     return [value for value in stages if value > reg]
@@ -263,7 +269,7 @@ class _Solver:
         anderson: int,
     ) -> TransportResult:
         """Solve, and report."""
-        status, sweep = "stopped", None
+        status, sweep = "", None
         f, g = start or (self.inner.xp.zeros_like(self.inner.a), self.inner.xp.zeros_like(self.inner.b))
         newton = method == "auto" and relaxation == "auto" and not anderson
         previous = math.inf
@@ -298,7 +304,7 @@ class _Solver:
                             self._newton(sweep, STAGE_ERROR, STAGE_STEPS)
                     f, g = sweep.potentials()
         except StopIteration:
-            pass
+            status = "stopped"
         finally:
             if self.bar is not None:
                 self.bar.close()
@@ -369,7 +375,7 @@ class _Solver:
                 status = "converged" if error <= tol * self.mass else None
             if status or self.n_iter >= self.max_iter or steps == max_steps:
                 return status or "max_iter"
-            newton.step(tol * self.mass)
+            newton.step(tol * self.mass, max(1, self.max_iter - self.n_iter))
             steps += 1
 
     def _anderson(self, sweep: LogSweep, memory: int) -> str:

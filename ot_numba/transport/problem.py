@@ -29,6 +29,7 @@ class Problem:
     regularizer: str
     rho: tuple[float, float]
     ordered: bool = False  #: whether `restricted` is in the order in which passes over the cost are cheapest
+    stored: bool = False  #: whether a kernel will be stored, for a grid too
 
     @property
     def xp(self) -> Any:
@@ -63,7 +64,7 @@ class Problem:
     @cached_property
     def support(self) -> tuple[Array | None, Array | None]:
         """Indices of the positive weights of each side; None for all in order (or if the cost handles zeros itself)."""
-        if isinstance(self.cost, Grid):
+        if isinstance(self.cost, Grid) and not self.stored:
             return None, None
         kept = _positive(self.xp, self.a), _positive(self.xp, self.b)
         if not self.ordered:
@@ -132,7 +133,7 @@ class Problem:
     def _transform(self, side: int, points: Array, other: Array) -> Array:
         """Smoothed c-transform of a potential on the positive weights, at some points of the other side."""
         inner = self.restricted
-        if isinstance(self.cost, Grid):
+        if isinstance(self.cost, Grid) and not self.stored:
             gibbs = self.cost.gibbs(self.reg)
             whole = gibbs.softmin_columns(other, self.a) if side else gibbs.softmin_rows(other, self.b)
             return self.xp.take(whole, points)
@@ -167,6 +168,7 @@ def make_problem(
     regularizer: str = "kl",
     unbalanced: Any = None,
     ordered: bool = False,
+    stored: bool = False,
 ) -> Problem:
     """Check the arguments that all entropic solvers share."""
     cost = as_cost(C)
@@ -178,7 +180,7 @@ def make_problem(
     a, b = check_weights(a, "a", n, like=like), check_weights(b, "b", m, like=like)
     rho = check_unbalanced(unbalanced)
     b = b if any(map(math.isfinite, rho)) else check_balanced(a, b)
-    problem = Problem(cost, a, b, reg, regularizer, rho, ordered)
+    problem = Problem(cost, a, b, reg, regularizer, rho, ordered, stored)
     _refuse_forbidden(problem)
     return problem
 

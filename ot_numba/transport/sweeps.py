@@ -28,6 +28,7 @@ class LogSweep:
         self.F, self.G = problem.to_bits(f, g, gibbs)
         if exact >= 1:
             self._make_rows_exact()
+            self._center()
         if exact == 2:
             logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
             self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
@@ -149,6 +150,16 @@ class LogSweep:
     def refresh(self) -> None:
         """Take rounding errors out of the state, as far as it keeps any."""
 
+    def _center(self) -> None:
+        """Take out a constant (t, -t) that is so large that it costs digits."""
+        if not self.problem.balanced:
+            return
+        xp = self.gibbs.xp
+        f, g = self._dual(self.F, 0), self._dual(self.G, 1)
+        t = float(xp.mean(g) - xp.mean(f)) / 2
+        if abs(t) > 10 + float(xp.max(g) - xp.min(g)):
+            self.F, self.G = self.F + t, self.G - t
+
 
 class AbsorbedSweep(LogSweep):
     """Iterations on the stored ``K = 2**(F_i + G_j - k C_ij)`` with scalings p, q: two multiply-adds per entry."""
@@ -163,6 +174,7 @@ class AbsorbedSweep(LogSweep):
         self._absorb()
 
     def _absorb(self) -> None:
+        self._center()
         xp = self.gibbs.xp
         self.K = self.gibbs.plan(self.F, self.G, self._floor, out=self.K)
         self.p, self.q = xp.ones_like(self.F), xp.ones_like(self.G)
@@ -212,17 +224,15 @@ class AbsorbedSweep(LogSweep):
         self.F, self.G = self.bits()
 
     def _extremes(self) -> tuple[float, float]:
+        """Smallest and largest scaling; (0, 0) if one is none."""
         xp = self.gibbs.xp
-        return (
-            min(float(xp.min(self.p)), float(xp.min(self.q))),
-            max(float(xp.max(self.p)), float(xp.max(self.q))),
-        )
+        values = [float(extreme(v)) for v in (self.p, self.q) for extreme in (xp.min, xp.max)]
+        return (min(values), max(values)) if all(0 < v < math.inf for v in values) else (0.0, 0.0)
 
     def bits(self) -> tuple[Array, Array]:
         """Potentials in bits; where all was well, if a scaling has left the range of the dtype since."""
         xp = self.gibbs.xp
-        low, high = self._extremes()
-        if not 0 < low <= high < math.inf:
+        if not self._extremes()[0]:
             self.p, self.q = (xp.asarray(scaling, copy=True) for scaling in self._saved)
         return (
             xp.astype(self.F + xp.log2(xp.astype(self.p, xp.float64)), self.F.dtype),
@@ -243,7 +253,7 @@ class AbsorbedSweep(LogSweep):
     def maintain(self) -> None:
         """Absorb the scalings if they have grown."""
         low, high = self._extremes()
-        if not 0 < low <= high < math.inf:
+        if not low:
             self._recover()
         elif low < 2.0**-self._limit or high > 2.0**self._limit:
             self.refresh()

@@ -13,7 +13,8 @@ from .sweeps import LogSweep
 Array = Any
 RIDGE = 1e-6  #: relative to the diagonal: what float32 products need to stay positive
 FIRST_LIMIT = 8.0  #: nats by which a potential may move in the first step
-LARGEST_LIMIT = 1e6  #: and in any: where no plan has the marginals the potentials grow for ever
+#: And in any: where no plan has the marginals the potentials grow for ever.
+LARGEST_LIMIT = {"float64": 1e6, "float32": 1e3}
 INNER_ITERATIONS = 500
 WEAKEST = 1e-30  #: exchange of mass per nat of a column that has none with the others, so that its step is long
 DIRECT_SIZE = 2048  #: columns up to which a system may be solved by elimination
@@ -45,6 +46,7 @@ class TruncatedNewton:
         self.column_sums = sweep.half_step()
         self.products = 1
         self.limit = FIRST_LIMIT
+        self.largest_limit = LARGEST_LIMIT[str(self.problem.cost.dtype).rpartition(".")[2]]
         self.direct = False
         self._W: Array | None = None
 
@@ -55,12 +57,12 @@ class TruncatedNewton:
     def _gradient(self) -> Array:
         return self.sweep.column_target() - self.column_sums
 
-    def step(self, tol: float) -> None:
-        """One Newton step, damped until the dual grows, towards an error of `tol`."""
+    def step(self, tol: float, most_products: float = math.inf) -> None:
+        """One Newton step, damped until the dual grows, towards an error of `tol`, in about so many products."""
         xp, sweep = self.xp, self.sweep
         gradient, error = self._gradient(), self.error()
         forcing = max(min(0.1, error / sweep.mass), min(0.05 * tol / error, 0.02), 1e-6)
-        direction = self._solve(gradient, forcing)
+        direction = self._solve(gradient, forcing, min(INNER_ITERATIONS, most_products))
         if self.problem.balanced:  # the constants are free
             direction = direction - xp.sort(direction)[direction.shape[0] // 2]
         # a part that hardly exchanges mass with the rest asks for a huge shift: it must not shorten all other steps
@@ -84,12 +86,12 @@ class TruncatedNewton:
         else:
             sweep.set_bits(F, G)
         if length < 1 or at_limit:  # far from the solution a plain iteration helps, and makes every step an ascent
-            self.limit = min(self.limit * (3.0 if length == 1 else max(length, 0.1)), LARGEST_LIMIT)
+            self.limit = min(self.limit * (3.0 if length == 1 else max(length, 0.1)), self.largest_limit)
             sweep.iterate()
             self.column_sums = sweep.half_step()
             self.products += 2
 
-    def _solve(self, gradient: Array, tol: float) -> Array:
+    def _solve(self, gradient: Array, tol: float, max_iter: int) -> Array:
         """Newton direction to a relative accuracy of `tol`."""
         xp, problem = self.xp, self.problem
         first, second = self.sweep.damping
@@ -109,7 +111,7 @@ class TruncatedNewton:
             gradient,
             preconditioner=lambda r: r / diagonal,
             tol=tol,
-            max_iter=INNER_ITERATIONS,
+            max_iter=max_iter,
         )
         self.products += found.n_iter + 1
         size = gradient.shape[0]
