@@ -28,7 +28,7 @@ _FLOATS = ("float64", "float32")
 _BALANCE_TOL = {"float64": 1e-8, "float32": 1e-5}
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """Return the bare name of a dtype of any library: numpy.float32, torch.float32 -> "float32"."""
     try:
         return np.dtype(dtype).name
@@ -141,10 +141,10 @@ def as_float_array(
             x = np.asarray(x)
         except (TypeError, ValueError) as error:  # ragged lists; lists of CuPy arrays
             raise type(error)(f"{name} cannot be made an array: {error}") from None
-    source = _dtype_name(x.dtype)
+    source = dtype_name(x.dtype)
     if not _REAL_DTYPE.fullmatch(source):
         raise TypeError(f"{name} must hold real numbers, got dtype {source}")
-    target = ("float32" if source in _NARROW else "float64") if dtype is None else _dtype_name(dtype)
+    target = ("float32" if source in _NARROW else "float64") if dtype is None else dtype_name(dtype)
     if target not in _FLOATS:
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
     accepted = (ndim,) if isinstance(ndim, int) else ndim
@@ -207,7 +207,7 @@ def common_dtype(*arrays: Any) -> Any:
     names = set()
     for x in arrays:
         if namespace_of(x) is not None:
-            dtype = _dtype_name(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype)
+            dtype = dtype_name(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype)
             if "float" in dtype or dtype == "longdouble":
                 names.add(dtype)
     target = "float32" if names and names <= _NARROW else "float64"
@@ -305,7 +305,7 @@ def check_balanced(a: Any, b: Any) -> Any:
     total_a, total_b = _total(a), _total(b)
     if total_a == total_b:
         return b
-    tol = max(_BALANCE_TOL[_dtype_name(w.dtype)] for w in (a, b))
+    tol = max(_BALANCE_TOL[dtype_name(w.dtype)] for w in (a, b))
     if abs(total_a - total_b) > tol * max(total_a, total_b):
         raise ValueError(
             f"a sums to {total_a} but b to {total_b} (relative tolerance {tol:.0e}): "
@@ -363,7 +363,7 @@ def check_real(
     ValueError: reg must be > 0, got 0
     """
     shape = getattr(value, "shape", ())
-    dtype = _dtype_name(value.dtype) if hasattr(value, "dtype") else ""
+    dtype = dtype_name(value.dtype) if hasattr(value, "dtype") else ""
     refused = isinstance(value, (bool, str, bytes, bytearray)) or math.prod(shape) != 1
     if refused or (dtype and (dtype == "bool" or not _REAL_DTYPE.fullmatch(dtype))):
         raise TypeError(f"{name} must be a real number, got {value!r}")

@@ -52,6 +52,7 @@ class Cost(ABC):
     device: Any
     direct: bool = True
     has_transpose: bool = True
+    finite: bool = True  #: whether no pair is forbidden
 
     @abstractmethod
     def data(self, k: float) -> CostData:

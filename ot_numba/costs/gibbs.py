@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..arrays.validation import dtype_name
 from ..kernels import CostData, kernels_for
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class GibbsKernel:
             expected = b * self.xp.exp(bits / LOG2E)
         row_error, column_sums = self.rows(F, G, a, offsets[0], expected, damping[0], relaxation)
         column_error = self.kernels.sinkhorn_columns(column_sums, b, G, offsets[1], damping[1], relaxation)
-        if float(self.xp.min(column_sums)) < LOST[str(self.cost.dtype).rpartition(".")[2]]:
+        if float(self.xp.min(column_sums)) < LOST[dtype_name(self.cost.dtype)]:
             self._update_exactly(F, G, b, offsets[1], damping[1], column_sums)
         return row_error, column_error
 
@@ -116,7 +117,7 @@ class GibbsKernel:
         """Column update, in place, of the columns whose sums are below the range of the kernels."""
         xp = self.xp
         lse = xp.astype(self.column_logsumexp(F), xp.float64)
-        lost = (column_sums < LOST[str(self.cost.dtype).rpartition(".")[2]]) & xp.isfinite(lse)
+        lost = (column_sums < LOST[dtype_name(self.cost.dtype)]) & xp.isfinite(lse)
         offset = xp.astype(offset, xp.float64)
         bits = offset + damping * (xp.log2(xp.astype(b, xp.float64)) - lse - offset)
         bits = xp.where(bits + lse < 90, bits, 90 - lse)  # no sum out of the range of the kernels

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from ..kernels import CostData
+from ..kernels import CostData, kernels_for
 from ..kernels.contract import DOT, SIDE, Tiles
 from .gibbs import GibbsKernel
 
@@ -39,7 +38,7 @@ class ScreenedGibbsKernel(GibbsKernel):
 
     def __init__(self, cost: Any, reg: float) -> None:
         super().__init__(cost, reg)
-        self.tiled = import_module(".tiles", self.kernels.__name__)
+        self.tiled = kernels_for(self.xp, "tiles")
         self._data = data = cost.data(self.k)
         self._swapped = CostData(DOT, np.ascontiguousarray(data.y.T), np.ascontiguousarray(data.x.T), data.scale)
         self._bits = BITS[data.x.dtype.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -10,13 +11,7 @@ from .contract import CostData
 __all__ = ["CostData", "kernels_for"]
 
 
-def kernels_for(xp: Any) -> ModuleType:
-    """Return the kernel backend for arrays of the array-API namespace `xp`."""
-    name = xp.__name__
-    if name in ("numpy", "array_api_compat.numpy"):
-        from . import cpu
-
-        return cpu
-    from . import generic
-
-    return generic
+def kernels_for(xp: Any, family: str = "") -> ModuleType:
+    """Return the kernel backend for arrays of the namespace `xp`: the contract, or a module beside it by name."""
+    backend = "cpu" if xp.__name__ in ("numpy", "array_api_compat.numpy") else "generic"
+    return import_module(f".{backend}.{family}" if family else f".{backend}", __name__)

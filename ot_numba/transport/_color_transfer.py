@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, device_of, is_numpy, to_numpy
-from ..arrays.validation import check_int
+from ..arrays.validation import check_int, dtype_name
 from ..costs import PointCloud
 from ._sinkhorn import sinkhorn
 from .result import TransportResult
@@ -207,7 +207,7 @@ class _Image:
         self.xp = xp = array_namespace(image)
         if is_numpy(xp):
             image = np.asarray(image)
-        self.dtype_name = getattr(image.dtype, "name", str(image.dtype)).rpartition(".")[2]
+        self.dtype_name = dtype_name(image.dtype)
         if self.dtype_name not in LEVELS:
             raise TypeError(f"{name} must be uint8, uint16 or floating, got {self.dtype_name}")
         self.levels = LEVELS[self.dtype_name]

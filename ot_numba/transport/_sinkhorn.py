@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..arrays.validation import check_choice, check_int, check_real
+from ..arrays.validation import check_choice, check_int, check_real, dtype_name
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import CostMatrix, Grid
 from .acceleration import Anderson, Relaxation
-from .objective import marginal_residual, objectives, pair
+from .objective import marginal_residual, pair
 from .problem import Problem, check_potentials, make_problem
-from .result import Progress, TransportResult
+from .result import Progress, TransportResult, make_result
 from .sweeps import AbsorbedSweep, LogSweep
 from .truncated_newton import TruncatedNewton
 
@@ -251,7 +251,7 @@ class _Solver:
     ) -> None:
         self.problem, self.inner = problem, problem.restricted
         self.max_iter, self.check_every, self.callback = max_iter, check_every, callback
-        slope, smallest = FLOOR[str(problem.cost.dtype).rpartition(".")[2]]
+        slope, smallest = FLOOR[dtype_name(problem.cost.dtype)]
         self.floor = max(smallest, slope * self.floor_ratio, 0.1 * smallest * problem.reg / min(problem.rho))
         self.asked, self.tol = tol, max(tol, self.floor)
         self.mass = problem.mass
@@ -290,7 +290,7 @@ class _Solver:
                     status = self._relaxed(sweep, 1.0 if newton else relaxation, PATIENCE if newton else math.inf)
                     if status == "slow":
                         f, g = sweep.potentials()
-                        sweep = None  # its kernel may be large
+                        sweep = self._settled = None  # its kernel may be large
                         sweep = LogSweep(self.inner, gibbs, f, g, 0)
                         status = self._newton(sweep, self.tol)
                 else:
@@ -313,7 +313,7 @@ class _Solver:
     def _fits(self, itemsize: int | None = None) -> bool:
         """Whether a kernel may be stored."""
         n, m = self.inner.cost.shape
-        size = n * m * (itemsize or (4 if "float32" in str(self.inner.cost.dtype) else 8))
+        size = n * m * (itemsize or (4 if dtype_name(self.inner.cost.dtype) == "float32" else 8))
         if isinstance(self.inner.cost, CostMatrix):
             return size <= _physical_memory() // 4
         return not isinstance(self.inner.cost, Grid) and size <= ONLINE_KERNEL_BYTES
@@ -420,26 +420,24 @@ class _Solver:
         if sweep.gibbs.reg != problem.reg:  # stopped on the way: g carries over in the units of the cost, f follows
             sweep = LogSweep(inner, inner.cost.gibbs(problem.reg), *sweep.potentials(), 1)
         f, g, r, c, linear_cost, error = self.settle(sweep)
-        value, dual_value = objectives(inner, f, g, r, c)
         converged = error <= self.tol
         if status == "converged" and not converged:
             status = "floor"
         elif converged:
             status = "converged"
-        f, g = problem.extend(f, g)
-        return TransportResult(
-            value=value,
+        return make_result(
+            problem,
+            f,
+            g,
+            r,
+            c,
             linear_cost=linear_cost,
-            dual_value=dual_value,
-            f=f,
-            g=g,
             marginal_error=error,
             n_iter=self.n_iter,
             converged=converged,
             status=status,
             message=self._message(status, error),
             history=self.history,
-            problem=problem,
         )
 
     def _message(self, status: str, error: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, to_numpy
+from ..arrays.validation import dtype_name
 
 Array = Any
 RIDGE = 1e-10  #: of Anderson's least squares, relative to the squared residual
@@ -102,7 +103,7 @@ class Anderson:
         weights = np.linalg.lstsq(system, (gram[-1, -1] - cross) / ridge)[0]
         weights = [*weights, 1 - weights.sum()]
         mixed = sum(float(w) * p for w, p in zip(weights, self._points, strict=True))
-        if not float(xp.max(xp.abs(mixed - point))) <= LONGEST[str(after.dtype).rpartition(".")[2]]:
+        if not float(xp.max(xp.abs(mixed - point))) <= LONGEST[dtype_name(after.dtype)]:
             self.clear()
             return after
         return xp.where(finite, xp.astype(mixed, after.dtype), after)

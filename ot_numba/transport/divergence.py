@@ -402,24 +402,24 @@ class SymmetricSweep(LogSweep):
         super().__init__(problem, gibbs, f, f, 0)
         xp = gibbs.xp
         self._folded = xp.astype(gibbs.row_offset(), xp.float64)
-        self._dual = gibbs.k * xp.astype(f, xp.float64)  # the potential in bits, without weights and folded terms
-        self._before = self._dual
+        self._potential = gibbs.k * xp.astype(f, xp.float64)  # the potential in bits, without weights and folded terms
+        self._before = self._potential
 
     def iterate(self, relaxation: float = 1.0) -> tuple[float, float]:
         """One iteration; the errors of both marginals before it."""
-        xp, damping, dual = self.gibbs.xp, self.damping[0], self._dual
+        xp, damping, dual = self.gibbs.xp, self.damping[0], self._potential
         weights = xp.astype(self.problem.a, xp.float64)
         softmin = -(xp.astype(self.gibbs.row_logsumexp(self.G), xp.float64) + self._folded)
         target = xp.exp(-dual * (1 / damping - 1) / LOG2E)
         error = float(xp.sum(weights * xp.abs(xp.exp((dual - softmin) / LOG2E) - target)))
-        self._dual = dual + STEP * (damping * softmin - dual) + MOMENTUM * (dual - self._before)
+        self._potential = dual + STEP * (damping * softmin - dual) + MOMENTUM * (dual - self._before)
         self._before = dual
         self.F, self.G = (
-            xp.astype(xp.astype(offset, xp.float64) + self._dual, self.F.dtype) for offset in self.offsets
+            xp.astype(xp.astype(offset, xp.float64) + self._potential, self.F.dtype) for offset in self.offsets
         )
         return error, error
 
     def potentials(self) -> tuple[Array, Array]:
         """The potential in cost units, twice."""
-        f = self.gibbs.xp.astype(self._dual / self.gibbs.k, self.F.dtype)
+        f = self.gibbs.xp.astype(self._potential / self.gibbs.k, self.F.dtype)
         return f, f

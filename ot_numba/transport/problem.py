@@ -231,7 +231,7 @@ def _positive(xp: Any, weights: Array) -> Array | None:
 
 def _refuse_forbidden(problem: Problem) -> None:
     """Raise if a point with mass has no finite cost to any point with mass."""
-    if getattr(problem.cost, "finite", True):
+    if problem.cost.finite:
         return
     xp, inner = problem.xp, problem.restricted
     finite = xp.isfinite(inner.cost.to_dense())

@@ -12,6 +12,7 @@ from ..arrays.validation import as_float_array, check_int, check_real
 from ..costs import Grid, PointCloud
 from ..costs.gibbs import GibbsKernel
 from ..kernels.contract import HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS
+from .objective import objectives
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -372,6 +373,15 @@ class TransportResult:
         if v.shape[0] != size:
             raise ValueError(f"{name} must have {size} rows, got shape {tuple(v.shape)}")
         return v
+
+
+def make_result(
+    problem: Problem, f: Array, g: Array, r: Array, c: Array, **numbers: Any
+) -> TransportResult:
+    """Result for potentials on the positive weights and the marginals of their plan; `numbers` are its other fields."""
+    value, dual_value = objectives(problem.restricted, f, g, r, c)
+    f, g = problem.extend(f, g)
+    return TransportResult(value=value, dual_value=dual_value, f=f, g=g, problem=problem, **numbers)
 
 
 def _as_csr(xp: Any, data: Array, indices: Array, indptr: Array, shape: tuple[int, int], mass: float) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace
-from ..arrays.validation import as_float_array
+from ..arrays.validation import as_float_array, dtype_name
 from ..costs.gibbs import GibbsKernel
 from .objective import pair
 from .problem import Problem, check_potentials, cost_sample, make_problem
@@ -422,7 +422,7 @@ def _power2(xp: Any, bits: Array) -> Array:
 
 
 def _limit(problem: Problem) -> float:
-    return LIMIT[str(problem.cost.dtype).rpartition(".")[2]]
+    return LIMIT[dtype_name(problem.cost.dtype)]
 
 
 def _check_vectors(v: Any, name: str, problem: Problem, size: int) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from ..arrays.validation import (
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import Cost, PointCloud
 from ..costs.gibbs import TILE_ENTRIES
-from ..kernels import CostData
+from ..kernels import CostData, kernels_for
 from ._sinkhorn import State, progress_bar
-from .objective import marginal_residual, objectives, pair
+from .objective import marginal_residual, pair
 from .problem import Problem, check_potentials, make_problem
-from .result import Progress, TransportResult
+from .result import Progress, TransportResult, make_result
 from .semidual import column_sums, log_weights, rows_solved
 
 Array = Any
@@ -262,7 +261,7 @@ class _Run:
         n, m = cost.shape
         self.check_every = check_every or math.ceil(PASSES * n / batch_size)
         self.gibbs = cost.gibbs(problem.reg)
-        self.kernels = import_module(".stochastic", self.gibbs.kernels.__name__)
+        self.kernels = kernels_for(xp, "stochastic")
         a, b = (xp.astype(w, xp.float64) / problem.masses[0] for w in (self.inner.a, self.inner.b))
         self.weights, self.b = a, b
         self.asked, self.floor = tol, 0.0
@@ -394,24 +393,22 @@ class _Run:
         f, g = self._settle()
         r, c, linear_cost = self.gibbs.statistics(*inner.to_bits(f, g, self.gibbs))
         error = marginal_residual(inner, f, g, r, c)
-        value, dual_value = objectives(inner, f, g, r, c)
         converged = error <= self.tol
         if status != "stopped":
             status = "max_iter" if not converged else "converged" if error <= self.asked else "floor"
-        f, g = problem.extend(f, g)
-        return TransportResult(
-            value=value,
+        return make_result(
+            problem,
+            f,
+            g,
+            r,
+            c,
             linear_cost=linear_cost,
-            dual_value=dual_value,
-            f=f,
-            g=g,
             marginal_error=error,
             n_iter=self.n_iter,
             converged=converged,
             status=status,
             message=self._message(status, error),
             history=self.history,
-            problem=problem,
         )
 
     def _message(self, status: str, error: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..arrays.validation import dtype_name
 from ..costs.gibbs import LOG2E, GibbsKernel
 from .problem import Problem
 
@@ -96,7 +97,7 @@ class LogSweep:
     def set_bits(self, F: Array, G: Array, growth: float = 0.0) -> None:
         """Go on from other potentials in bits; `growth` is how far G exceeds the one whose rows F makes exact."""
         self.F, self.G = (self.gibbs.xp.asarray(bits, copy=True) for bits in (F, G))
-        if growth > REACH[str(G.dtype).rpartition(".")[2]]:
+        if growth > REACH[dtype_name(G.dtype)]:
             self._make_rows_exact()
 
     def half_step(self) -> Array:
@@ -167,7 +168,7 @@ class AbsorbedSweep(LogSweep):
     def __init__(self, problem: Problem, gibbs: GibbsKernel, f: Array, g: Array, exact: int) -> None:
         super().__init__(problem, gibbs, f, g, exact)
         self.kernels = gibbs.kernels
-        name = str(problem.cost.dtype).rpartition(".")[2]
+        name = dtype_name(problem.cost.dtype)
         self._floor, self._limit = FLOOR[name], LIMIT[name]
         self.K: Array | None = None
         super().iterate()  # so that no row or column of the kernel is empty

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..arrays.validation import dtype_name
 from ..costs.gibbs import LOG2E
 from ..optimize import conjugate_gradient
 from .sweeps import LogSweep
@@ -46,7 +47,7 @@ class TruncatedNewton:
         self.column_sums = sweep.half_step()
         self.products = 1
         self.limit = FIRST_LIMIT
-        self.largest_limit = LARGEST_LIMIT[str(self.problem.cost.dtype).rpartition(".")[2]]
+        self.largest_limit = LARGEST_LIMIT[dtype_name(self.problem.cost.dtype)]
         self.direct = False
         self._W: Array | None = None
 

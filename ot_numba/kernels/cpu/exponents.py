@@ -147,3 +147,25 @@ def add_row(column, z, w):
     """``column += w z``."""
     for j in range(column.shape[0]):
         column[j] += w * z[j]
+
+
+@helper
+def dot_rows(k0, k1, k2, k3, v):
+    """Inner products of four rows with v, which is loaded once for all."""
+    s0 = s1 = s2 = s3 = k0.dtype.type(0)
+    for j in range(v.shape[0]):
+        t = v[j]
+        s0 += k0[j] * t
+        s1 += k1[j] * t
+        s2 += k2[j] * t
+        s3 += k3[j] * t
+    return s0, s1, s2, s3
+
+
+@helper
+def dot_row(k, v):
+    """Inner product of a row with v."""
+    s = k.dtype.type(0)
+    for j in range(v.shape[0]):
+        s += k[j] * v[j]
+    return s

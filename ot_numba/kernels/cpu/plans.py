@@ -13,6 +13,8 @@ from .exponents import (
     TILE,
     add_row,
     add_rows,
+    dot_row,
+    dot_rows,
     fill_exponents,
     fill_powers,
     maximum,
@@ -152,7 +154,7 @@ def scale(p, weights, base, i, s, damping, relaxation):
 @kernel
 def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, columns, errors):
     """Row scaling ``p <- p**(1 - relaxation) (base (a / K q)**damping)**relaxation``; K' p from the same pass."""
-    n, m = K.shape
+    n = K.shape[0]
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
@@ -162,14 +164,7 @@ def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, col
         while i < end:
             rows = min(ROWS, end - i)
             if rows == ROWS:
-                k0, k1, k2, k3 = K[i], K[i + 1], K[i + 2], K[i + 3]
-                s0 = s1 = s2 = s3 = K.dtype.type(0)
-                for j in range(m):
-                    t = q[j]
-                    s0 += k0[j] * t
-                    s1 += k1[j] * t
-                    s2 += k2[j] * t
-                    s3 += k3[j] * t
+                s0, s1, s2, s3 = dot_rows(K[i], K[i + 1], K[i + 2], K[i + 3], q)
                 error += scale(p, a, base, i, s0, damping, relaxation)
                 error += scale(p, a, base, i + 1, s1, damping, relaxation)
                 error += scale(p, a, base, i + 2, s2, damping, relaxation)
@@ -177,12 +172,9 @@ def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, col
                 add_rows(column, K[i : i + ROWS], p[i], p[i + 1], p[i + 2], p[i + 3])
             else:
                 for r in range(i, i + rows):
-                    k0 = K[r]
-                    s0 = K.dtype.type(0)
-                    for j in range(m):
-                        s0 += k0[j] * q[j]
+                    s0 = dot_row(K[r], q)
                     error += scale(p, a, base, r, s0, damping, relaxation)
-                    add_row(column, k0, p[r])
+                    add_row(column, K[r], p[r])
             i += rows
         errors[block] = error
 
@@ -199,7 +191,7 @@ def absorbed_columns(column, q, b, base, damping, relaxation):
 @kernel
 def absorbed_pair(K, v, w, lo, hi, block_rows, t, columns):
     """``t = K v`` and partial ``K' (w t)`` from one pass over K."""
-    n, m = K.shape
+    n = K.shape[0]
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
@@ -208,24 +200,14 @@ def absorbed_pair(K, v, w, lo, hi, block_rows, t, columns):
         while i < end:
             rows = min(ROWS, end - i)
             if rows == ROWS:
-                k0, k1, k2, k3 = K[i], K[i + 1], K[i + 2], K[i + 3]
-                s0 = s1 = s2 = s3 = K.dtype.type(0)
-                for j in range(m):
-                    e = v[j]
-                    s0 += k0[j] * e
-                    s1 += k1[j] * e
-                    s2 += k2[j] * e
-                    s3 += k3[j] * e
+                s0, s1, s2, s3 = dot_rows(K[i], K[i + 1], K[i + 2], K[i + 3], v)
                 t[i], t[i + 1], t[i + 2], t[i + 3] = s0, s1, s2, s3
                 add_rows(column, K[i : i + ROWS], w[i] * s0, w[i + 1] * s1, w[i + 2] * s2, w[i + 3] * s3)
             else:
                 for r in range(i, i + rows):
-                    k0 = K[r]
-                    s0 = K.dtype.type(0)
-                    for j in range(m):
-                        s0 += k0[j] * v[j]
+                    s0 = dot_row(K[r], v)
                     t[r] = s0
-                    add_row(column, k0, w[r] * s0)
+                    add_row(column, K[r], w[r] * s0)
             i += rows
 
 

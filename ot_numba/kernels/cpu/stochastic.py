@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..contract import CostData
-from .exponents import fill_exponents
+from .exponents import add_row, fill_exponents
 from .jit import helper, kernel
 from .vecmath import exp2_fast
 
@@ -53,12 +53,6 @@ def _exponentiate(z, top):
 
 
 @helper
-def _accumulate(z, weight, p):
-    for j in range(p.shape[0]):
-        p[j] += weight * z[j]
-
-
-@helper
 def _ascend(G, b, p, step, weight):
     for j in range(G.shape[0]):
         G[j] += step * (b[j] - weight * p[j])
@@ -95,7 +89,7 @@ def _averaged_sgd(
             fill_exponents(kind, x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
             s = np.float64(_exponentiate(row, _maximum(row, scratch)))
             if batch_size > 1:
-                _accumulate(row, 1.0 / (s * batch_size), p)
+                add_row(p, row, 1.0 / (s * batch_size))
             else:
                 _ascend(G, b, row, rate, 1.0 / s)
         if batch_size > 1:
