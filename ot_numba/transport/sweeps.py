@@ -27,12 +27,21 @@ class LogSweep:
         self.offsets = problem.offsets(gibbs)
         self.damping = problem.damping(gibbs.reg)
         self.F, self.G = problem.to_bits(f, g, gibbs)
+        if exact and self._in_reach(f, g):
+            LogSweep.iterate(self)
+            return
         if exact >= 1:
             self._make_rows_exact()
             self._center()
         if exact == 2:
             logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
             self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
+
+    def _in_reach(self, f: Array, g: Array) -> bool:
+        """Whether no exponent at these potentials leaves the range of 2**x, so that an iteration makes them exact."""
+        xp = self.gibbs.xp
+        largest = max(map(abs, self.problem.cost.bounds())) + float(xp.max(xp.abs(f))) + float(xp.max(xp.abs(g)))
+        return 2 * self.gibbs.k * largest <= REACH[dtype_name(self.F.dtype)]
 
     def _make_rows_exact(self) -> None:
         logs = self.gibbs.row_offset(self.problem.a) - self.gibbs.row_offset()

