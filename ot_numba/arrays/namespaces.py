@@ -33,6 +33,50 @@ def is_numpy(xp: Any) -> bool:
     return library_name(xp) == "numpy"
 
 
+def is_asynchronous(xp: Any) -> bool:
+    """Return whether functions of `xp` return before their work is done, so that to read a number is to wait.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> is_asynchronous(numpy)
+    False
+    """
+    return library_name(xp) == "cupy"
+
+
+def read_floats(values: Iterable[Any]) -> list[float]:
+    """Return numbers and arrays without dimensions as floats; those of a device come over in one piece.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> read_floats([1.0, numpy.float64(2.0)])
+    [1.0, 2.0]
+    """
+    values = list(values)
+    lazy = [i for i, value in enumerate(values) if array_api_compat.is_cupy_array(value)]
+    if lazy:
+        xp = array_api_compat.array_namespace(values[lazy[0]])
+        read = xp.stack([xp.astype(values[i], xp.float64) for i in lazy]).get()
+        for i, value in zip(lazy, read, strict=True):
+            values[i] = value
+    return [float(value) for value in values]
+
+
+def c_ordered(x: Any) -> Any:
+    """Return the array with its rows one after the other in memory, where its library lets that be seen.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> c_ordered(numpy.ones((3, 2)).T).flags.c_contiguous
+    True
+    """
+    xp = namespace_of(x)
+    return xp.ascontiguousarray(x) if library_name(xp) in ("numpy", "cupy") else xp.asarray(x, copy=True)
+
+
 def namespace_of(x: Any, name: str | None = None) -> Any:
     """Return the namespace of one argument; None for a list, a scalar or None, which go with any library."""
     if type(x) is np.ndarray:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..arrays.namespaces import is_asynchronous
 from ..arrays.validation import dtype_name
 from ..kernels import CostData, kernels_for
 
@@ -16,6 +17,7 @@ Array = Any
 LOG2E = math.log2(math.e)
 LOST = {"float64": 1e-289, "float32": 1e-29}  #: column sums below are at the end of the range of 2**x
 TILE_ENTRIES = 1 << 19  #: entries of a cost tile that is evaluated on the fly
+LOOK_EVERY = 10  #: iterations between looks at what column sums are lost, where a look means waiting for the device
 
 
 class GibbsKernel:
@@ -40,6 +42,8 @@ class GibbsKernel:
         self.k = LOG2E / reg
         self.xp = cost.xp
         self.kernels = kernels_for(cost.xp)
+        self._look_every = LOOK_EVERY if is_asynchronous(cost.xp) else 1
+        self._n_iter = 0
         self._data: CostData | None = None
         self._transpose: GibbsKernel | None = None
         n, m = cost.shape
@@ -99,15 +103,15 @@ class GibbsKernel:
         damping: tuple[float, float] = (1.0, 1.0),
         relaxation: float = 1.0,
     ) -> tuple[float, float]:
-        """One Sinkhorn iteration in place, each exponential evaluated once; the marginal errors met on the way."""
-        expected = b
-        if damping[1] != 1:
-            dual = self.xp.astype(offsets[1], self.xp.float64) - self.xp.astype(G, self.xp.float64)
-            bits = self.xp.clip(dual * (1 / damping[1] - 1), None, 960.0)  # so that no sum overflows
-            expected = b * self.xp.exp(bits / LOG2E)
-        row_error, column_sums = self.rows(F, G, a, offsets[0], expected, damping[0], relaxation)
+        """One Sinkhorn iteration in place, each exponential evaluated once; the marginal errors met on the way.
+
+        The errors are numbers, or arrays without dimensions where the device has not come to them yet.
+        """
+        row_error, column_sums = self.rows(F, G, a, b, offsets, damping, relaxation)
         column_error = self.kernels.sinkhorn_columns(column_sums, b, G, offsets[1], damping[1], relaxation)
-        if float(self.xp.min(column_sums)) < LOST[dtype_name(self.cost.dtype)]:
+        look = self._n_iter % self._look_every == 0
+        self._n_iter += 1
+        if look and float(self.xp.min(column_sums)) < LOST[dtype_name(self.cost.dtype)]:
             self._update_exactly(F, G, b, offsets[1], damping[1], column_sums)
         return row_error, column_error
 
@@ -128,18 +132,16 @@ class GibbsKernel:
         F: Array,
         G: Array,
         a: Array,
-        offset: Array,
-        expected: Array,
-        damping: float = 1.0,
+        b: Array,
+        offsets: tuple[Array, Array],
+        damping: tuple[float, float] = (1.0, 1.0),
         relaxation: float = 1.0,
     ) -> tuple[float, Array]:
-        """The row half of an iteration, in place: the row error before it and the column sums after.
-
-        `expected` is what column sums are compared with: errors far below it do not matter.
-        """
+        """The row half of an iteration, in place: the row error before it and the column sums after."""
         row_error, column_sums = 0.0, None
+        arguments = damping[0], relaxation
         for lo, hi, data in self._tiles():
-            error, sums = self.kernels.sinkhorn_rows(data, F[lo:hi], G, a[lo:hi], offset[lo:hi], damping, relaxation)
+            error, sums = self.kernels.sinkhorn_rows(data, F[lo:hi], G, a[lo:hi], offsets[0][lo:hi], *arguments)
             row_error += error
             column_sums = sums if column_sums is None else column_sums + sums
         return row_error, column_sums

@@ -231,13 +231,13 @@ class GridGibbsKernel(GibbsKernel):
         F: Array,
         G: Array,
         a: Array,
-        offset: Array,
-        expected: Array,
-        damping: float = 1.0,
+        b: Array,
+        offsets: tuple[Array, Array],
+        damping: tuple[float, float] = (1.0, 1.0),
         relaxation: float = 1.0,
     ) -> tuple[float, Array]:
         """The row half of an iteration, in place: the row error before it and the column sums after."""
-        error = self._half_step(F, self.row_logsumexp(G), a, offset, damping, relaxation)
+        error = self._half_step(F, self.row_logsumexp(G), a, offsets[0], damping[0], relaxation)
         return error, self._exp2_sum(G, self.column_logsumexp(F))
 
     def pair(self, F: Array, G: Array, v: Array, w: Array) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace, device_of, is_numpy
+from ..arrays.namespaces import array_namespace, c_ordered, device_of, is_numpy
 from ..arrays.validation import as_float_array
 from ..kernels import CostData
 from ..kernels.contract import DENSE
@@ -88,7 +88,7 @@ class CostMatrix(Cost):
         """Another cost from entries of this one, which need no second check."""
         other = object.__new__(CostMatrix)
         other.xp = self.xp
-        other._hold(np.ascontiguousarray(C) if is_numpy(self.xp) else self.xp.asarray(C, copy=True))
+        other._hold(c_ordered(C))
         return other
 
     @cached_property

@@ -55,30 +55,39 @@ class ScreenedGibbsKernel(GibbsKernel):
         F: Array,
         G: Array,
         a: Array,
-        offset: Array,
-        expected: Array,
-        damping: float = 1.0,
+        b: Array,
+        offsets: tuple[Array, Array],
+        damping: tuple[float, float] = (1.0, 1.0),
         relaxation: float = 1.0,
     ) -> tuple[float, Array]:
         """The row half of an iteration, in place: the row error before it and the column sums after."""
-        arguments = a, offset, expected, damping, relaxation
+        arguments = a, b, offsets, damping, relaxation
         if self._pause > 0:
             self._pause -= 1
             return super().rows(F, G, *arguments)
-        plain = damping == relaxation == 1
+        expected = self._expected(G, b, offsets[1], damping[1])
+        plain = damping[0] == relaxation == 1
         near = plain and self._settled is not None and _spread(G - self._settled[1]) <= MARGIN
-        tiles = self._settled_tiles(a, expected) if near else self._predicted_tiles(F, G, *arguments)
+        ours = a, offsets[0], damping[0], relaxation
+        tiles = self._settled_tiles(a, expected) if near else self._predicted_tiles(F, G, expected, *ours)
         if not self._are_few(tiles):
             self._pause, self._settled = PAUSE, None
             return super().rows(F, G, *arguments)
         before = F.copy()
-        error, column_sums = self.tiled.sinkhorn_rows(self._data, tiles, F, G, a, offset, damping, relaxation)
+        error, column_sums = self.tiled.sinkhorn_rows(self._data, tiles, F, G, *ours)
         if (column_sums < expected * 2.0**-COLUMN_MARGIN).any():  # too much may have been left out of these columns
             F[...] = before
             error, column_sums = super().rows(F, G, *arguments)
         if plain and not near:
             self._settled, self._tiles_there = (F.copy(), G.copy()), None
         return error, column_sums
+
+    def _expected(self, G: Array, b: Array, offset: Array, damping: float) -> Array:
+        """What column sums are compared with: errors far below it do not matter."""
+        if damping == 1:
+            return b
+        bits = np.minimum((offset.astype(float) - G) * (1 / damping - 1), 960.0)  # so that no sum overflows
+        return b * np.exp2(bits)
 
     def tiles(
         self, F: Array, G: Array, row_sums: Array, column_sums: Array, bits: float = STORED_BITS
@@ -97,7 +106,7 @@ class ScreenedGibbsKernel(GibbsKernel):
         return self._tiles_there
 
     def _predicted_tiles(
-        self, F: Array, G: Array, a: Array, offset: Array, expected: Array, damping: float, relaxation: float
+        self, F: Array, G: Array, expected: Array, a: Array, offset: Array, damping: float, relaxation: float
     ) -> Tiles:
         """Tiles that count after the update of F, a peak of each row in place of its sum: no row can end higher."""
         peaks = self.tiled.row_peaks(self._data, G)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..arrays.namespaces import is_asynchronous, read_floats
 from ..arrays.validation import check_choice, check_int, check_real, dtype_name
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import CostMatrix, Grid
@@ -297,8 +298,7 @@ class _Solver:
                         sweep = LogSweep(self.inner, gibbs, f, g, 0)
                         status = self._newton(sweep)
                 else:
-                    for _ in range(min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
-                        error = sweep.iterate()[0]
+                    for error, _ in self._iterations(sweep, min(STAGE_ITERATIONS, self.max_iter - 1 - self.n_iter)):
                         self._tell(sweep, error)
                         if error <= STAGE_ERROR * self.mass:
                             break
@@ -341,6 +341,15 @@ class _Solver:
             return size <= _physical_memory() // 4
         return not isinstance(self.inner.cost, Grid) and size <= ONLINE_KERNEL_BYTES
 
+    def _iterations(self, sweep: LogSweep, count: int, relaxation: float = 1.0) -> Iterator[tuple[float, float]]:
+        """Errors of so many iterations: of each, or, where to read a number is to wait for a device, after the last."""
+        if not is_asynchronous(self.inner.xp):
+            for _ in range(count):
+                yield sweep.iterate(relaxation)
+        else:
+            errors = read_floats(error for _ in range(count) for error in sweep.iterate(relaxation))
+            yield from zip(errors[::2], errors[1::2], strict=True)
+
     def _tell(self, sweep: LogSweep, error: float, passes: int = 1) -> None:
         """Count iterations; every `check_every`, record them and let the callback see them."""
         before, self.n_iter = self.n_iter, self.n_iter + passes
@@ -357,6 +366,13 @@ class _Solver:
             self.callback(State(self.n_iter, reg, error / self.mass, potentials))
         sweep.maintain()
 
+    def _unwatched(self) -> int:
+        """Iterations up to the next look at the error."""
+        if not is_asynchronous(self.inner.xp):
+            return 1
+        due = self.check_every - self.n_iter % self.check_every
+        return max(1, min(due, self.max_iter - 1 - self.n_iter))
+
     def _relaxed(self, sweep: LogSweep, relaxation: str | float, patience: float) -> str:
         """Over-relaxed iterations at the target regularisation; the status, "slow" if more than `patience` are due."""
         adaptive = Relaxation() if relaxation == "auto" else None
@@ -367,16 +383,17 @@ class _Solver:
             previous, factor = factor, adaptive.factor if adaptive else relaxation
             if self.n_iter == self.max_iter - 1:
                 factor = 1.0  # so that the columns of the plan are exact
-            row_error, column_error = sweep.iterate(factor)
-            # after a plain column update the columns are exact, and this row error is the whole residual
-            error = row_error if previous == 1 and self.problem.balanced else row_error + column_error
-            self._tell(sweep, error)
-            if adaptive:
-                adaptive.observe(error)
+            for row_error, column_error in self._iterations(sweep, self._unwatched(), factor):
+                # after a plain column update the columns are exact, and this row error is the whole residual
+                error = row_error if previous == 1 and self.problem.balanced else row_error + column_error
+                previous = factor
+                self._tell(sweep, error)
+                if adaptive:
+                    adaptive.observe(error)
+                errors.append(error / self.mass)
             status = watch.status(sweep, error, plain=factor == 1)
             if status:
                 return status
-            errors.append(error / self.mass)
             if len(errors) > 5 and errors[-1] > 0:
                 rate = (errors[-1] / errors[-6]) ** (1 / 5)
                 if _iterations_left(rate, errors[-1], self.goal) > patience:

@@ -276,9 +276,9 @@ def _sums(xp: Any, P: Array, axis: int) -> Array:
 
 def _scaling(xp: Any, weights: Array, sums: Array) -> Array:
     """``min(1, weights / sums)``; 1 where the sum is 0."""
-    empty = sums == 0
-    ratio = xp.astype(weights, xp.float64) / xp.where(empty, xp.ones_like(sums), sums)
-    return xp.where(empty | (ratio > 1), xp.ones_like(sums), ratio)
+    weights, one = xp.astype(weights, xp.float64), xp.ones_like(sums)
+    smaller = weights < sums  # no other quotient is taken: it might overflow
+    return xp.where(smaller, weights, one) / xp.where(smaller, sums, one)
 
 
 def _deficit(xp: Any, weights: Array, sums: Array) -> Array:

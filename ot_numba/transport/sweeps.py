@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..arrays.namespaces import is_asynchronous, read_floats
 from ..arrays.validation import dtype_name
 from ..costs.gibbs import LOG2E, GibbsKernel
 from .problem import Problem
@@ -56,30 +57,30 @@ class LogSweep:
         return xp.where(positive, bits, logs)
 
     def iterate(self, relaxation: float = 1.0) -> tuple[float, float]:
-        """One iteration; the row error before it and the column error half-way."""
+        """One iteration; the row error before it and the column error half-way, as `GibbsKernel.iterate` has them."""
         errors = self.gibbs.iterate(
             self.F, self.G, self.problem.a, self.problem.b, self.offsets, self.damping, relaxation
         )
         if not self.problem.balanced:
-            t = self.best_shift(self.F, self.G)
+            t = self.gibbs.xp.astype(self.best_shift(self.F, self.G), self.F.dtype)
             self.F += t
             self.G -= t
         return errors
 
-    def best_shift(self, F: Array, G: Array) -> float:
+    def best_shift(self, F: Array, G: Array) -> Array:
         r"""Shift t of (f + t, g - t), in bits, that maximises the unbalanced dual: the slow mode at large rho."""
         first, second = self.problem.rho
         harmonic = 1 / (1 / first + 1 / second)
         return self.gibbs.k * harmonic * (self._log_mass(F, 0) - self._log_mass(G, 1))
 
-    def _log_mass(self, bits: Array, side: int) -> float:
+    def _log_mass(self, bits: Array, side: int) -> Array:
         """``log sum_i a_i exp(-f_i / rho)``; what it is for rho = inf."""
         xp, rho = self.gibbs.xp, self.problem.rho[side]
         weights = xp.astype((self.problem.a, self.problem.b)[side], xp.float64)
         exponent = -self._dual(bits, side) / (self.gibbs.k * rho)
         exponent = xp.where(weights > 0, exponent, xp.full_like(exponent, -math.inf))
-        top = float(xp.max(exponent))
-        return top + math.log(float(xp.sum(weights * xp.exp(exponent - top))))
+        top = xp.max(exponent)
+        return top + xp.log(xp.sum(weights * xp.exp(exponent - top)))
 
     def bits(self) -> tuple[Array, Array]:
         """Potentials in bits."""
@@ -111,8 +112,7 @@ class LogSweep:
 
     def half_step(self) -> Array:
         """The row update alone; column sums of the plan, float64."""
-        expected = self.column_target()
-        return self.gibbs.rows(self.F, self.G, self.problem.a, self.offsets[0], expected, self.damping[0])[1]
+        return self.gibbs.rows(self.F, self.G, self.problem.a, self.problem.b, self.offsets, self.damping)[1]
 
     @property
     def mass(self) -> float:
@@ -209,17 +209,15 @@ class AbsorbedSweep(LogSweep):
             self.K, self.p, self.q, a, self._bases[0], self.damping[0], relaxation
         )
         column_error = self.kernels.absorbed_columns(columns, self.q, b, self._bases[1], self.damping[1], relaxation)
-        if not math.isfinite(row_error + column_error):
+        # a device is not waited for: `maintain` will see
+        if not is_asynchronous(self.gibbs.xp) and not math.isfinite(row_error + column_error):
             return self._recover()
-        if not self.problem.balanced:
-            shift = self.best_shift(*self.bits())
-            if abs(shift) > self._limit:
-                self._fold_in()
-                self.F, self.G = self.F + shift, self.G - shift
-                self._absorb()
-            else:
-                self.p *= 2.0**shift
-                self.q /= 2.0**shift
+        if not self.problem.balanced:  # a longer shift takes several iterations
+            xp = self.gibbs.xp
+            shift = xp.clip(self.best_shift(*self._bits()), -self._limit, self._limit)
+            factor = xp.astype(xp.exp(shift / LOG2E), self.p.dtype)
+            self.p *= factor
+            self.q /= factor
         return row_error, column_error
 
     def _recover(self) -> tuple[float, float]:
@@ -236,14 +234,17 @@ class AbsorbedSweep(LogSweep):
     def _extremes(self) -> tuple[float, float]:
         """Smallest and largest scaling; (0, 0) if one is none."""
         xp = self.gibbs.xp
-        values = [float(extreme(v)) for v in (self.p, self.q) for extreme in (xp.min, xp.max)]
+        values = read_floats(extreme(v) for v in (self.p, self.q) for extreme in (xp.min, xp.max))
         return (min(values), max(values)) if all(0 < v < math.inf for v in values) else (0.0, 0.0)
 
     def bits(self) -> tuple[Array, Array]:
         """Potentials in bits; where all was well, if a scaling has left the range of the dtype since."""
-        xp = self.gibbs.xp
         if not self._extremes()[0]:
-            self.p, self.q = (xp.asarray(scaling, copy=True) for scaling in self._saved)
+            self.p, self.q = (self.gibbs.xp.asarray(scaling, copy=True) for scaling in self._saved)
+        return self._bits()
+
+    def _bits(self) -> tuple[Array, Array]:
+        xp = self.gibbs.xp
         return (
             xp.astype(self.F + xp.log2(xp.astype(self.p, xp.float64)), self.F.dtype),
             xp.astype(self.G + xp.log2(xp.astype(self.q, xp.float64)), self.G.dtype),

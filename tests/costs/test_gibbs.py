@@ -231,7 +231,7 @@ def test_rows(library, kind):
     p = Problem(kind, importlib.import_module(library), 8)
     offset = p.gibbs.row_offset(p.of(p.a))
     F, G = p.bits
-    error, sums = p.gibbs.rows(F, G, p.of(p.a), offset, p.of(p.b))
+    error, sums = p.gibbs.rows(F, G, p.of(p.a), p.of(p.b), (offset, p.gibbs.column_offset(p.of(p.b))))
     assert error == pytest.approx(np.abs(p.P.sum(1) - p.a).sum(), rel=1e-9)
     p.f = iterated(p)[0]
     np.testing.assert_allclose(to_numpy(p.gibbs.unfold(F, offset)), p.f, rtol=1e-9, atol=1e-11)

@@ -199,7 +199,7 @@ def test_columns_that_lost_their_mass_are_not_lost():
     for kernel in (screened, GibbsKernel(screened.cost, screened.reg)):
         f = F.copy()
         with always():
-            sums.append(kernel.rows(f, G, a, F, b)[1])
+            sums.append(kernel.rows(f, G, a, b, (F, G))[1])
     assert sums[1][17] < 1e-60
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-12)
 

@@ -123,6 +123,11 @@ def test_zero_matrix_becomes_the_product():
     assert np.allclose(round_plan(np.zeros((2, 3)), a, b), a[:, None] * b, rtol=1e-15)
 
 
+def test_next_to_nothing_becomes_the_product():
+    tiny = np.full((1, 1), np.finfo(float).tiny)
+    assert np.array_equal(round_plan(tiny, [300.0], [300.0]), [[300.0]])
+
+
 def test_round_plan_float32_and_odd_memory():
     rng = np.random.default_rng(0)
     P = rng.random((40, 30)).astype(np.float32) / 1200
