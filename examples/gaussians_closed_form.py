@@ -7,15 +7,18 @@ Between N(m1, s1^2) and N(m2, s2^2) on the line, with the cost (x - y)^2, the va
 is known exactly (Janati, Muzellec, Peyré, Cuturi, NeurIPS 2020). The Gaussians are put on regular grids
 over +-9 standard deviations and solved by `ot_numba.sinkhorn`. Prints how far the computed value is from
 the exact one for pairs of Gaussians, over a range of reg, and over the number of grid points; and does
-the same for the Sinkhorn divergence.
+the same for the Sinkhorn divergence. With `--array cupy` all of it runs on a GPU.
 
     python examples/gaussians_closed_form.py
 """
 
 import argparse
+import importlib
 import math
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gaussians_output"), help="folder for the plot")
     parser.add_argument("--points", type=int, default=401, help="number of points of the grids (default: 401)")
+    parser.add_argument("--array", choices=["numpy", "cupy"], default="numpy", help="library of the arrays")
     options = parser.parse_args()
+    xp = importlib.import_module(options.array)
 
     print(f"Grids of {options.points} points")
     print("  m1   s1   m2   s2  reg         exact      computed      error  iterations")
     for *pair, reg in PAIRS:
-        exact, result = exact_value(*pair, reg), solve(*pair, reg, options.points)
+        exact, result = exact_value(*pair, reg), solve(*pair, reg, options.points, xp)
         print(" ".join(f"{number:4g}" for number in (*pair, reg)), end=" ")
         print(f"{exact:13.10f} {result.value:13.10f} {result.value - exact:10.1e} {result.n_iter:11d}")
 
@@ -48,7 +53,7 @@ def main() -> None:
     values = []
     for reg in REGS:
         start = time.perf_counter()
-        result = solve(*PAIR, reg, options.points)
+        result = solve(*PAIR, reg, options.points, xp)
         seconds = time.perf_counter() - start
         exact = exact_value(*PAIR, reg)
         values.append(result.value)
@@ -59,13 +64,13 @@ def main() -> None:
     print("\nThe same against the number of grid points: error of the value")
     regs = (2.0, 0.5, 0.1)
     print("points" + "".join(f"{f'reg {reg:g}':>11}" for reg in regs))
-    errors = [[solve(*PAIR, reg, n).value - exact_value(*PAIR, reg) for reg in regs] for n in SIZES]
+    errors = [[solve(*PAIR, reg, n, xp).value - exact_value(*PAIR, reg) for reg in regs] for n in SIZES]
     for n, row in zip(SIZES, errors, strict=True):
         print(f"{n:6d}" + "".join(f"{error:11.1e}" for error in row))
 
     print("\nThe Sinkhorn divergence of the same, which has little of the bias")
     print("    reg         exact      computed      error")
-    (x, a), (y, b) = grid(m1, s1, options.points), grid(m2, s2, options.points)
+    (x, a), (y, b) = grid(m1, s1, options.points, xp), grid(m2, s2, options.points, xp)
     for reg in regs:
         exact = exact_divergence(*PAIR, reg)
         value = ot_numba.sinkhorn_divergence(x, y, a, b, reg=reg, tol=TOL).value
@@ -77,16 +82,18 @@ def main() -> None:
     print(f"\nplot in {path}")
 
 
-def grid(mean: float, sd: float, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Regular grid over +-9 standard deviations, with the weights of the Gaussian."""
+def grid(mean: float, sd: float, points: int, xp: ModuleType) -> tuple[Any, Any]:
+    """Regular grid over +-9 standard deviations, with the weights of the Gaussian, as arrays of a library."""
     x = np.linspace(mean - 9 * sd, mean + 9 * sd, points)
     density = np.exp(-0.5 * ((x - mean) / sd) ** 2)
-    return x, density / density.sum()
+    return xp.asarray(x), xp.asarray(density / density.sum())
 
 
-def solve(m1: float, s1: float, m2: float, s2: float, reg: float, points: int) -> "ot_numba.TransportResult":
+def solve(
+    m1: float, s1: float, m2: float, s2: float, reg: float, points: int, xp: ModuleType
+) -> ot_numba.TransportResult:
     """Entropic transport between the two Gaussians on grids."""
-    (x, a), (y, b) = grid(m1, s1, points), grid(m2, s2, points)
+    (x, a), (y, b) = grid(m1, s1, points, xp), grid(m2, s2, points, xp)
     return ot_numba.sinkhorn(ot_numba.PointCloud(x, y), a, b, reg=reg, tol=TOL)
 
 

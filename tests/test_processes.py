@@ -94,6 +94,17 @@ def test_joblib_workers():
         assert np.array_equal(found[seed], solution(seed))
 
 
+def test_dask_worker():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(1, processes=True, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = client.gather(client.map(solution, range(3)))
+    for seed in range(3):
+        assert np.array_equal(found[seed], solution(seed))
+
+
 def test_spawned_process():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert np.array_equal(pool.apply(solution, (0,)), solution(0))

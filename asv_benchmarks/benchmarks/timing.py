@@ -15,14 +15,17 @@ FIRST = (
 )
 
 
-def seconds(call: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+Clock = Callable[[], float]
+
+
+def seconds(call: Callable[[], object], clock: Clock = time.process_time) -> float:
     """Time of a call: of the processor, so that waiting for one does not count. All libraries run on one thread."""
     start = clock()
     call()
     return clock() - start
 
 
-def per_iteration(run: Run, iterations: int, clock: Callable[[], float] = time.process_time) -> float:
+def per_iteration(run: Run, iterations: int, clock: Clock = time.process_time) -> float:
     """Seconds per iteration: the slope between two numbers of iterations, in which all that is done once cancels.
 
     A run before them takes the page faults of memory that the system has taken back in the meantime.

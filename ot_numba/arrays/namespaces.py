@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -171,6 +172,22 @@ def device_of(x: Any) -> Any:
     """
     xp = namespace_of(x)
     return "cpu" if xp is None or xp is np else array_api_compat.device(x)
+
+
+def memory_of(device: Any) -> int:
+    """Return the bytes of memory of a device, as `device_of` gives it; those of the computer where it does not say.
+
+    Examples
+    --------
+    >>> memory_of("cpu") > 1 << 28
+    True
+    """
+    if hasattr(device, "mem_info"):  # CuPy's: free and total
+        return device.mem_info[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no such names outside POSIX
+        return 1 << 32
 
 
 def to_numpy(x: Any) -> np.ndarray:

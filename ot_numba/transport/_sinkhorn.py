@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..arrays.namespaces import is_asynchronous, read_floats
+from ..arrays.namespaces import is_asynchronous, memory_of, read_floats
 from ..arrays.validation import check_choice, check_int, check_real, dtype_name
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import CostMatrix, Grid
@@ -338,7 +337,7 @@ class _Solver:
         n, m = self.inner.cost.shape
         size = n * m * (itemsize or (4 if dtype_name(self.inner.cost.dtype) == "float32" else 8))
         if isinstance(self.inner.cost, CostMatrix):
-            return size <= _physical_memory() // 4
+            return size <= memory_of(self.inner.cost.device) // 4
         return not isinstance(self.inner.cost, Grid) and size <= ONLINE_KERNEL_BYTES
 
     def _iterations(self, sweep: LogSweep, count: int, relaxation: float = 1.0) -> Iterator[tuple[float, float]]:
@@ -554,13 +553,6 @@ class _Watch:
         elif self.since > self.patience and self.best < 30 * solver.floor:
             return "floor"
         return None
-
-
-def _physical_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # no such names outside POSIX
-        return 1 << 32
 
 
 def progress_bar(total: int, name: str) -> Any:

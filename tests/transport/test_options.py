@@ -3,6 +3,7 @@
 import itertools
 import warnings
 
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -13,6 +14,23 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.random((11, 2)), RNG.random((8, 2))
 A, B = RNG.dirichlet(np.ones(11)), RNG.dirichlet(np.ones(8))
 C = ((X[:, None] - Y) ** 2).sum(-1)
+
+
+@numba.njit
+def largest_difference(x, y):
+    return np.abs(x - y).max()
+
+
+@pytest.mark.parametrize("method", ["auto", "log", "kernel"])
+@pytest.mark.parametrize("unbalanced", [None, 0.5])
+def test_a_metric_of_the_user_is_a_cost_like_any_other(method, unbalanced):
+    options = {"reg": 0.05, "method": method, "unbalanced": unbalanced, "tol": 1e-10}
+    dense = np.abs(X[:, None] - Y).max(-1)
+    result = sinkhorn(PointCloud(X, Y, largest_difference), A, B, **options)
+    expected = sinkhorn(dense, A, B, **options)
+    assert result.converged
+    assert result.value == pytest.approx(expected.value, rel=1e-9)
+    assert np.allclose(result.plan, expected.plan, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("regularizer", ["kl", "entropy"])
