@@ -274,7 +274,8 @@ class _Run:
         if method == "asgd":
             self.mean = xp.zeros_like(self.G)
         else:
-            self.table = xp.asarray(xp.broadcast_to(xp.astype(b, cost.dtype)[None, :], (n, m)), copy=True)
+            self.table = xp.zeros((n, m), dtype=cost.dtype, device=cost.device)
+            self.table[...] = xp.astype(b, cost.dtype)[None, :]
             self.total = xp.astype(self.table[0, :], xp.float64)
         chances = to_numpy(a if method == "asgd" else xp.astype(a > 0, xp.float64)).cumsum()
         self.cumulative = chances / chances[-1]
