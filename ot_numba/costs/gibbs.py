@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Array = Any
 LOG2E = math.log2(math.e)
 LOST = {"float64": 1e-289, "float32": 1e-29}  #: column sums below are at the end of the range of 2**x
-TILE_ENTRIES = 1 << 19  #: entries of a cost tile that is evaluated on the fly
+#: Entries of a cost tile that is evaluated on the fly: in a cache, or as much as keeps a GPU busy.
+TILE_ENTRIES, DEVICE_TILE_ENTRIES = 1 << 19, 1 << 23
 LOOK_EVERY = 10  #: iterations between looks at what column sums are lost, where a look means waiting for the device
 
 
@@ -47,7 +48,8 @@ class GibbsKernel:
         self._data: CostData | None = None
         self._transpose: GibbsKernel | None = None
         n, m = cost.shape
-        self._tile_rows = n if cost.direct else max(1, TILE_ENTRIES // m)
+        entries = DEVICE_TILE_ENTRIES if is_asynchronous(cost.xp) else TILE_ENTRIES
+        self._tile_rows = n if cost.direct else max(1, entries // m)
         row_norms, column_norms = cost.norms()
         self._row_norms = None if row_norms is None else self.k * row_norms
         self._column_norms = None if column_norms is None else self.k * column_norms

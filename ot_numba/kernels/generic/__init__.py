@@ -109,7 +109,7 @@ def sinkhorn_rows(
         old = xp.astype(F[lo:hi], xp.float64)
         sums = xp.sum(_exp2(xp, z), axis=1)
         error += _error(xp, sums, _target(xp, F[lo:hi], a[lo:hi], offset[lo:hi], damping))
-        lost = (sums < tiny) | (sums > 1 / tiny)
+        lost = (sums < tiny) | (sums > 0.75 / tiny)  # powers saturate at 2**960 < 1 / tiny
         relax = xp.where(lost, xp.ones_like(sums), xp.full_like(sums, relaxation))
         if bool(xp.any(lost)):  # bring the largest exponent to 0
             top = xp.where(lost, xp.squeeze(_largest(xp, z, 1), axis=1), xp.zeros_like(sums))
@@ -118,7 +118,8 @@ def sinkhorn_rows(
             relax = xp.where(sums > 0, relax, xp.zeros_like(relax))  # no path: the potential stays
             sums = xp.where(sums > 0, sums, xp.ones_like(sums))
         new = xp.astype(_update(xp, old, sums, a[lo:hi], offset[lo:hi], damping, relax), F.dtype)
-        column_sums += xp.sum(_exp2(xp, z + (xp.astype(new, xp.float64) - old)[:, None]), axis=0)
+        step = xp.where(xp.isfinite(old), xp.astype(new, xp.float64) - old, xp.zeros_like(old))
+        column_sums += xp.sum(_exp2(xp, z + step[:, None]), axis=0)
         F[lo:hi] = new
     return error, column_sums
 
