@@ -13,5 +13,5 @@ __all__ = ["CostData", "kernels_for"]
 
 def kernels_for(xp: Any, family: str = "") -> ModuleType:
     """Return the kernel backend for arrays of the namespace `xp`: the contract, or a module beside it by name."""
-    backend = "cpu" if xp.__name__ in ("numpy", "array_api_compat.numpy") else "generic"
+    backend = {"numpy": "cpu", "cupy": "cuda"}.get(xp.__name__.removeprefix("array_api_compat."), "generic")
     return import_module(f".{backend}.{family}" if family else f".{backend}", __name__)

@@ -4,10 +4,10 @@ Tolerances are bounds on rounding errors, entry by entry: half a dozen operation
 relative errors of the powers, and sums of positive terms in any order.
 """
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import array_api_strict
@@ -58,7 +58,6 @@ class Case:
     relaxation: float
     rng_seed: int
     block_entries: int = generic.BLOCK_ENTRIES
-    ld: tuple = field(init=False)
 
     def __post_init__(self):
         self.n, self.m = self.F.size, self.G.size
@@ -548,7 +547,7 @@ CHECKS = {
 
 def backend_modules():
     for info in pkgutil.iter_modules(ot_numba.kernels.__path__):
-        if info.ispkg and (info.name != "cuda" or importlib.util.find_spec("cupy")):
+        if info.ispkg:
             yield importlib.import_module(f"ot_numba.kernels.{info.name}")
 
 

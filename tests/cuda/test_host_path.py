@@ -1,0 +1,264 @@
+"""The public functions on CuPy arrays: they agree with what NumPy arrays give, and stay on the device."""
+
+import numba
+import numpy as np
+import pytest
+import scipy.sparse
+from emulation import configure, counted
+
+import ot_numba
+from ot_numba.arrays import config
+
+N, M = 40, 50
+TOL, RTOL = {"float64": 1e-9, "float32": 1e-5}, {"float64": 1e-6, "float32": 5e-4}
+
+
+@pytest.fixture(autouse=True)
+def unchecked():
+    """Kernels have tests of their own; here it is what calls them."""
+    with configure(checked=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    points = {"x": rng.random((N, 3)), "y": rng.random((M, 3)), "z": rng.random((N, 24)), "w": rng.random((M, 24))}
+    zero = np.where(np.arange(N) % 7 == 3, 0, rng.random(N))
+    weights = {"a": rng.dirichlet(np.ones(N)), "b": rng.dirichlet(np.ones(M)), "a0": zero / zero.sum()}
+    costs = {"C": rng.random((N, M)), "S": rng.random((N, N)), "f": 0.1 * rng.normal(size=N)}
+    forbidden = np.where(rng.random((N, M)) < 0.2, np.inf, costs["C"])
+    vectors = {"g": 0.1 * rng.normal(size=M), "u": rng.normal(size=N), "v": rng.normal(size=M), "V": rng.random((M, 2))}
+    axes = {"s": np.linspace(0, 1, 6), "t": np.linspace(0, 1, 5)}
+    return points | weights | costs | vectors | axes | {"I": forbidden, "D": rng.random((N, M))}
+
+
+def of_result(result, **more):
+    """What is compared of a result."""
+    fields = ("value", "linear_cost", "dual_value", "f", "g")
+    return {name: getattr(result, name) for name in fields} | {"plan": result.plan} | more
+
+
+def tolerance(C):
+    return TOL[str(C.dtype)]
+
+
+def sinkhorn(C, *weights, reg=0.1, **options):
+    return ot_numba.sinkhorn(C, *weights, reg=reg, **{"tol": tolerance(C), **options})
+
+
+def solved(C, *weights, **options):
+    return of_result(sinkhorn(C, *weights, **options))
+
+
+def cloud(p, x="x", y="y", **options):
+    return ot_numba.PointCloud(p[x], p[y], **options)
+
+
+def from_rows(result, p):
+    sums = result.marginals
+    return {
+        "rows": sums[0],
+        "columns": sums[1],
+        "apply": result.apply(p["v"]),
+        "apply T": result.apply(p["u"], transpose=True),
+        "apply many": result.apply(p["V"]),
+        "project": result.project(p["V"]),
+        "rounded": result.round().linear_cost,
+        "rounded plan": result.round().plan,
+    }
+
+
+def sparse(result, **rule):
+    P = result.sparse_plan(**rule)
+    P = P if scipy.sparse.issparse(P) else P.get()
+    return {"sparse": P.toarray()}
+
+
+def stochastic(p, method, **options):
+    result = ot_numba.semidual_stochastic(
+        p["C"], p["a"], p["b"], reg=0.5, method=method, rng=0, max_iter=600, tol=1e-9, on_fail="ignore", **options
+    )
+    return {"f": result.f, "g": result.g}
+
+
+def divergence(p, **options):
+    result = ot_numba.sinkhorn_divergence(p["x"], p["y"], p["a"], p["b"], reg=0.1, tol=tolerance(p["x"]), **options)
+    return {"value": result.value, **result.gradients()}
+
+
+def images(p):
+    rng = np.random.default_rng(1)
+    like = p["x"]
+    own = np if isinstance(like, np.ndarray) else ot_numba.arrays.array_namespace(like)
+    source, target = (own.asarray(rng.random((12, 11, 3)) ** power) for power in (1, 2))
+    result = ot_numba.color_transfer(source, target, n_colors=30, tol=1e-9)
+    return {"image": result.image, "palette": result.source_palette, "again": result.transform(source[:2])}
+
+
+def vjp(p):
+    result = sinkhorn(cloud(p), p["a"], p["b"])
+    found = ot_numba.plan_vjp(result, p["D"])
+    return {name: getattr(found, name) for name in ("a", "b", "C") if getattr(found, name, None) is not None}
+
+
+CALLS = {
+    "matrix": lambda p: solved(p["C"], p["a"], p["b"]),
+    "uniform weights": lambda p: solved(p["C"]),
+    "small reg": lambda p: solved(p["C"], p["a"], p["b"], reg=0.01),
+    "stored kernel": lambda p: solved(p["C"], p["a"], p["b"], method="kernel", reg=0.2),
+    "log domain": lambda p: solved(p["C"], p["a"], p["b"], method="log"),
+    "entropy form": lambda p: solved(p["C"], p["a"], p["b"], regularizer="entropy"),
+    "zero weights": lambda p: solved(p["C"], p["a0"], p["b"]),
+    "forbidden pairs": lambda p: solved(p["I"], p["a"], p["b"], reg=0.3),
+    "unbalanced": lambda p: solved(p["C"], p["a"], p["b"], unbalanced=1.0),
+    "accelerated": lambda p: solved(p["C"], p["a"], p["b"], reg=0.03, anderson=4),
+    "points": lambda p: solved(cloud(p), p["a"], p["b"]),
+    "points in many dimensions": lambda p: solved(cloud(p, "z", "w"), p["a"], p["b"], reg=1.0),
+    "euclidean": lambda p: solved(cloud(p, metric="euclidean"), p["a"], p["b"]),
+    "cityblock": lambda p: solved(cloud(p, metric="cityblock"), p["a"], p["b"]),
+    "cosine": lambda p: solved(cloud(p, metric="cosine"), p["a"], p["b"]),
+    "grid": lambda p: solved(ot_numba.Grid((p["s"], p["t"]), (p["t"], p["s"]))),
+    "solve": lambda p: of_result(ot_numba.solve(p["C"], p["a"], p["b"], reg=0.02, tol=tolerance(p["C"]))),
+    "solve points": lambda p: of_result(ot_numba.solve(cloud(p), p["a"], p["b"], reg=0.02, tol=tolerance(p["C"]))),
+    "products with the plan": lambda p: from_rows(sinkhorn(cloud(p), p["a"], p["b"]), p),
+    "map": lambda p: {"map": sinkhorn(cloud(p), p["a"], p["b"]).map(p["y"][:7])},
+    "sparse by mass": lambda p: sparse(sinkhorn(p["C"], p["a"], p["b"], reg=0.02), mass_tol=0.01),
+    "sparse by rank": lambda p: sparse(sinkhorn(cloud(p), p["a"], p["b"], reg=0.02), top_k=3),
+    "sparse by size": lambda p: sparse(sinkhorn(p["C"], p["a"], p["b"], reg=0.02), threshold=1e-3),
+    "round": lambda p: {"plan": ot_numba.round_plan(p["D"], p["a"], p["b"])},
+    "error": lambda p: {"error": ot_numba.marginal_error(p["D"], p["a"], p["b"])},
+    "gradients": lambda p: ot_numba.transport_gradients(
+        sinkhorn(cloud(p), p["a"], p["b"]), wrt=("a", "b", "x", "y", "C")
+    ),
+    "derivative of the plan": vjp,
+    "divergence": divergence,
+    "unbalanced divergence": lambda p: divergence(p, unbalanced=1.0),
+    "divergence of costs": lambda p: {
+        "value": ot_numba.sinkhorn_divergence_cost(
+            p["S"] + p["S"].T, p["S"] + p["S"].T, p["S"] + p["S"].T, p["a"], p["a0"], reg=0.2
+        ).value
+    },
+    "semi-dual": lambda p: dict(
+        zip("vg", ot_numba.semidual_value_and_grad(p["g"], p["C"], p["a"], p["b"], reg=0.1), strict=True)
+    ),
+    "semi-dual Hessian": lambda p: {
+        "Hv": ot_numba.semidual_hessian_vector(p["g"], p["v"], p["C"], p["a"], p["b"], reg=0.1)
+    },
+    "dual": lambda p: {
+        "gradient": ot_numba.dual_value_and_grad(p["f"], p["g"], p["C"], p["a"], p["b"], reg=0.1)[1][0]
+    },
+    "dual Hessian": lambda p: {
+        "Hv": ot_numba.dual_hessian_vector(p["f"], p["g"], p["u"], p["v"], p["C"], p["a"], p["b"], reg=0.1)[1]
+    },
+    "averaged gradients": lambda p: stochastic(p, "asgd", batch_size=4),
+    "stored gradients": lambda p: stochastic(p, "sag"),
+    "scale": lambda p: {"scale": ot_numba.cost_scale(cloud(p)), "reg": ot_numba.suggest_reg(p["C"])},
+    "colours": images,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("call", CALLS)
+def test_same_as_numpy(cupy, data, call, dtype):
+    """Numbers to the tolerance that was asked for, of the same dtypes, and every array on the device."""
+    host = {name: v.astype(dtype) for name, v in data.items()}
+    wanted = CALLS[call](host)
+    found = CALLS[call]({name: cupy.asarray(v) for name, v in host.items()})
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        own = found[name]
+        if isinstance(value, np.ndarray) and call.split()[0] != "sparse":
+            assert isinstance(own, cupy.ndarray), name
+            assert own.dtype == value.dtype, name
+            own = own.get()
+        elif not isinstance(value, np.ndarray):
+            assert type(own) is type(value), name
+        size = np.abs(value[np.isfinite(value)]).max() if isinstance(value, np.ndarray) else abs(value)
+        np.testing.assert_allclose(own, value, rtol=RTOL[dtype], atol=RTOL[dtype] * size, err_msg=name)
+
+
+def test_sparse_plans_are_those_of_cupy(cupy, data):
+    from cupyx.scipy.sparse import csr_matrix
+
+    result = sinkhorn(cupy.asarray(data["C"]), reg=0.05)
+    P = result.sparse_plan(mass_tol=1e-3)
+    assert isinstance(P, csr_matrix)
+    assert P.shape == (N, M)
+    assert isinstance(P.dropped_mass, float)
+    assert 0 < P.dropped_mass <= 1e-3
+
+
+def test_warm_start_and_callback(cupy, data):
+    C, seen = cupy.asarray(data["C"]), []
+    first = sinkhorn(C, reg=0.01, callback=seen.append)
+    assert seen
+    assert all(type(number) is float for state in seen for number in (state.reg, state.marginal_error))
+    assert all(type(entry.marginal_error) is float for entry in first.history)
+    again = sinkhorn(C, reg=0.01, init=first)
+    assert again.n_iter <= first.n_iter
+    assert isinstance(again.f, cupy.ndarray)
+
+
+MIXED = {
+    "weights": lambda p, h: ot_numba.sinkhorn(p["C"], h["a"], reg=0.1),
+    "cost": lambda p, h: ot_numba.sinkhorn(h["C"], p["a"], p["b"], reg=0.1),
+    "points": lambda p, h: ot_numba.PointCloud(p["x"], h["y"]),
+    "solve": lambda p, h: ot_numba.solve(p["C"], h["a"], p["b"], reg=0.1),
+    "divergence": lambda p, h: ot_numba.sinkhorn_divergence(p["x"], h["y"], reg=0.1),
+    "round": lambda p, h: ot_numba.round_plan(p["D"], h["a"]),
+    "initial potentials": lambda p, h: ot_numba.sinkhorn(p["C"], reg=0.1, init=(h["f"], h["g"])),
+    "apply": lambda p, h: sinkhorn(p["C"]).apply(h["v"]),
+    "map": lambda p, h: sinkhorn(cloud(p)).map(h["y"]),
+    "semi-dual": lambda p, h: ot_numba.semidual_value_and_grad(h["g"], p["C"], reg=0.1),
+    "gradient of a loss": lambda p, h: ot_numba.plan_vjp(sinkhorn(p["C"]), h["D"]),
+    "colours": lambda p, h: ot_numba.color_transfer(p["x"].reshape(4, 10, 3), h["y"].reshape(5, 10, 3)),
+}
+
+
+@pytest.mark.parametrize("call", MIXED)
+def test_arrays_of_two_libraries_are_refused_with_advice(cupy, data, call):
+    moved = {name: cupy.asarray(v) for name, v in data.items()}
+    with pytest.raises(TypeError, match=r"cupy and numpy.*cupy\.asarray\(x\).*cupy\.asnumpy\(x\)"):
+        MIXED[call](moved, data)
+
+
+def test_a_function_as_metric_needs_numpy_arrays(cupy, data):
+    metric = numba.njit(lambda x, y: abs(x[0] - y[0]))
+    with pytest.raises(TypeError, match="NumPy"):
+        ot_numba.PointCloud(*(cupy.asarray(data[name]) for name in "xy"), metric=metric)
+
+
+def test_lists_and_numbers_go_along(cupy):
+    result = ot_numba.sinkhorn(cupy.asarray([[0.0, 1.0], [1.0, 0.0]]), [0.5, 0.5], [0.25, 0.75], reg=0.1)
+    assert isinstance(result.f, cupy.ndarray)
+    assert abs(result.linear_cost - 0.25) < 0.01
+
+
+def test_config_names_the_gpu(cupy):
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    assert name in config._gpu()
+
+
+# ---------------------------------------------------------------- what an iteration costs
+
+
+@pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+@pytest.mark.parametrize("method", ["log", "kernel"])
+def test_iterations_wait_at_convergence_checks_only(cupy, data, method):
+    C, a, b = (cupy.asarray(data[name]) for name in "Cab")
+    found = []
+    for count in (100, 300):
+        with counted() as counts:
+            result = sinkhorn(
+                C, a, b, reg=0.003, tol=1e-13, max_iter=count, check_every=50, reg_schedule=None, relaxation=1.0,
+                method=method, on_fail="ignore",
+            )  # fmt: skip
+        assert result.n_iter == count
+        found.append(counts)
+    few, many = found
+    assert len(many.launches) >= len(few.launches) + 2 * 200
+    checks = 200 / 50
+    assert many.syncs - few.syncs <= 12 * checks
+    assert many.to_device == few.to_device
+    assert many.peak <= few.peak + 2000

@@ -1,0 +1,367 @@
+"""Every CUDA kernel under the checks of the contract, on the emulated device or on a real one.
+
+On the emulated device each load and store is checked, and each test runs the threads in an order of its own.
+"""
+
+import functools
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emulation import KernelError, compiler, configure, counted
+
+from ot_numba.arrays.namespaces import to_numpy
+from ot_numba.kernels import CostData, contract, cuda
+from ot_numba.kernels.cuda import loader
+
+
+def _contract_tests():
+    """The module of the contract's checks, which are here run with one more backend."""
+    path = Path(__file__).parents[1] / "kernels" / "test_contract.py"
+    spec = importlib.util.spec_from_file_location("contract_checks", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+checks = _contract_tests()
+
+# dense; few coordinates, which are held in registers; many, which are multiplied as matrices
+COSTS = {"dense": (contract.DENSE, 1), "points": (contract.DOT, 3), "long points": (contract.DOT, 40)}
+ITERATED = ("sinkhorn_rows", "sinkhorn_columns", "absorbed_rows", "absorbed_columns", "absorbed_pair", "plan_pair")
+WITHOUT_COST = ("sinkhorn_columns", "absorbed_rows", "absorbed_columns", "absorbed_pair")
+SCHEDULES = (
+    {"order": "forward"},
+    {"order": "reverse"},
+    {"order": "random", "seed": 1},
+    {"order": "random", "seed": 2, "preempt": 30},
+)
+
+SELECTION = loader.selection
+each_kernel = pytest.mark.parametrize("name", contract.KERNELS)
+each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+@pytest.fixture
+def calls(cupy):
+    checks.BACKENDS["cuda"] = (cuda, cupy)
+    return checks.Calls(cuda, cupy)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_modules():
+    """Compile a family at once: nearly all of its kernels are called here, in turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "selection", lambda *_: ())
+        yield
+
+
+def costs_of(name):
+    return ("dense",) if name in WITHOUT_COST else tuple(COSTS)
+
+
+def case(cost, n, m, dtype, seed=7, **options):
+    kind, d = COSTS[cost]
+    return checks.build(seed, n, m, kind, d, dtype, **{"spread": 6.0, "damping": 0.9, "relaxation": 1.2, **options})
+
+
+# ---------------------------------------------------------------- the contract
+
+# one row, one column, both sides of warps and tiles, and rows for each way of holding them
+SIZES = [(1, 1), (1, 33), (31, 1), (2, 31), (33, 32), (32, 65), (65, 127), (7, 129), (129, 17), (7, 513), (257, 9)]
+LONG = [(3, 1025), (2, 1700), (1, 4100), (1, 8500), (300, 3)]
+
+
+@each_dtype
+@each_kernel
+def test_sizes_around_warps_and_tiles(calls, name, dtype):
+    for index, (n, m) in enumerate(SIZES):
+        for cost in costs_of(name):
+            with configure(seed=index):
+                checks.CHECKS[name](calls, case(cost, n, m, dtype))
+
+
+@each_dtype
+@each_kernel
+def test_long_rows_and_columns(calls, name, dtype):
+    for n, m in LONG:
+        for cost in costs_of(name)[:2]:
+            checks.CHECKS[name](calls, case(cost, n, m, dtype))
+
+
+# limits that only large problems reach, brought within reach of small ones
+LARGE = {
+    "plans": {"BLOCKS": 2},
+    "scalings": {"MAX_BLOCKS": 2},
+    "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
+    "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
+}
+
+
+def make_small(patch, **limits):
+    for family, constants in (LARGE | limits).items():
+        module = importlib.import_module(f"ot_numba.kernels.cuda.{family}")
+        for name, value in constants.items():
+            assert hasattr(module, name)
+            patch.setattr(module, name, value)
+
+
+@each_dtype
+@each_kernel
+def test_large_problems(calls, name, dtype, monkeypatch):
+    """Blocks that own several groups of rows, rows in several pieces."""
+    make_small(monkeypatch)
+    for n, m in [(33, 65), (70, 129), (11, 1700)]:
+        for cost in costs_of(name)[: 2 if m > 1000 else 3]:
+            checks.CHECKS[name](calls, case(cost, n, m, dtype))
+
+
+@each_dtype
+def test_strips_of_the_plan(calls, dtype, monkeypatch):
+    """For many columns of V, strips of the plan are stored and multiplied."""
+    make_small(monkeypatch, plans={"MANY_FACTORS": 1, "STRIP_ENTRIES": 500})
+    for cost in COSTS:
+        checks.CHECKS["products"](calls, case(cost, 33, 65, dtype))
+
+
+@pytest.mark.parametrize("d", [1, 2, 4, 5, 8, 9, 16, 17, 33])
+@each_dtype
+@pytest.mark.parametrize("name", [name for name in contract.KERNELS if name not in WITHOUT_COST])
+def test_numbers_of_coordinates(calls, name, dtype, d):
+    checks.CHECKS[name](calls, checks.build(d, 35, 66, contract.DOT, d, dtype, spread=3.0))
+
+
+@pytest.mark.usefixtures("calls")
+@each_kernel
+def test_drawn_cases(name):
+    checks.test_kernel("cuda", name)
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("name", ["sinkhorn_rows", "marginals", "plan", "column_logsumexp", "row_kth_exponent"])
+def test_all_exponents_underflow(name):
+    checks.test_all_exponents_underflow("cuda", name)
+
+
+@pytest.mark.usefixtures("calls")
+@each_dtype
+@pytest.mark.parametrize("kind", [contract.DENSE, contract.DOT])
+def test_row_update_brings_rows_back_that_overflow(dtype, kind):
+    checks.test_row_update_brings_rows_back_that_overflow("cuda", dtype, kind)
+
+
+@pytest.mark.usefixtures("calls")
+@each_dtype
+def test_overflow_saturates_where_potentials_may_be_anything(dtype):
+    checks.test_overflow_saturates_where_potentials_may_be_anything("cuda", dtype)
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_row_without_any_path_stays_finite():
+    checks.test_a_row_without_any_path_stays_finite("cuda")
+
+
+@each_dtype
+@each_kernel
+def test_forbidden_pairs_and_points_without_mass(calls, name, dtype):
+    for cost in costs_of(name):
+        forbidden = 0.4 if cost == "dense" else 0.0
+        checks.CHECKS[name](calls, case(cost, 34, 70, dtype, gone=0.4, forbidden=forbidden, damping=1.0))
+
+
+# ---------------------------------------------------------------- the same bits, whatever runs first
+
+
+@each_dtype
+@each_kernel
+def test_bits_do_not_depend_on_the_order(calls, name, dtype):
+    for cost in costs_of(name):
+        c, results = case(cost, 67, 141, dtype), []
+        for schedule in SCHEDULES:
+            with configure(**schedule):
+                results.append(calls.run(name, c))
+        for other in results[1:]:
+            for first, second in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(first, second)
+
+
+# ---------------------------------------------------------------- what costs time and memory
+
+
+on_the_emulated_device = pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+
+
+@on_the_emulated_device
+@each_dtype
+@pytest.mark.parametrize("name", ITERATED)
+def test_iterations_wait_for_nothing(calls, name, dtype):
+    """Nothing is waited for or moved, no memory is kept, and what is taken meanwhile is far less than n x m."""
+    n, m = 6000, 260
+    for cost in costs_of(name)[:2]:
+        c, found = case(cost, n, m, dtype), []
+        function = getattr(cuda, name)
+
+        def watched(*args, function=function, found=found):
+            with counted() as counts:
+                out = function(*args)
+            found.append((counts, sum(array.nbytes for array in (out if isinstance(out, tuple) else (out,)))))
+            return out
+
+        with pytest.MonkeyPatch.context() as patch, configure(checked=False):
+            patch.setattr(loader, "selection", SELECTION)
+            patch.setattr(cuda, name, watched)
+            for _ in range(2):
+                calls.run(name, c)
+        for counts, size in found:
+            assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
+            assert counts.live == size
+            assert counts.peak - size < n * m * c.F.itemsize / 4
+        assert found[0][0].launches == found[1][0].launches
+
+
+# a batch of three; counting first; for each digit of a radix selection
+PASSES = {"row_logsumexp": 3, "csr_plan": 2, "row_kth_exponent": {"float64": 17, "float32": 9}}
+
+
+@on_the_emulated_device
+@each_dtype
+@pytest.mark.parametrize(
+    "name", sorted({*contract.KERNELS} - {"sinkhorn_columns", "absorbed_columns", "pairwise_cost"})
+)
+def test_costs_are_read_once(calls, name, dtype):
+    """By all threads together."""
+    n, m = 96, 201
+    c = case("dense", n, m, dtype, relaxation=1.0)
+    with counted() as counts:
+        calls.run(name, c)
+    read = sum(t.read for launch in counts.launches for t in launch.traffic if t.size == c.x.nbytes and not t.written)
+    passes = PASSES.get(name, 1)
+    assert 0 < read / c.x.nbytes <= (passes if isinstance(passes, int) else passes[dtype])
+
+
+# ---------------------------------------------------------------- stochastic methods
+
+
+def check_stochastic(cupy, cost, dtype, m, batch_size):
+    from ot_numba.kernels.cuda import stochastic as ours
+    from ot_numba.kernels.generic import stochastic as reference
+
+    n, steps, (kind, d) = 7, 6, COSTS[cost]
+    rng = np.random.default_rng(m)
+    shapes = ((n, m), (1, 1)) if kind == contract.DENSE else ((n, d), (d, m))
+    x, y = (rng.random(shape).astype(dtype) for shape in shapes)
+    rows, slots = rng.integers(0, n, steps * batch_size), rng.integers(0, 9, steps * batch_size)
+    b, weights, start = rng.dirichlet(np.ones(m)), rng.dirichlet(np.ones(9)), rng.normal(size=m)
+    table = rng.dirichlet(np.ones(m), 9).astype(dtype)
+    offset = np.log2(b).astype(dtype)
+    states = []
+    for module, move in ((ours, lambda v: cupy.asarray(v.copy())), (reference, np.copy)):
+        data = CostData(kind, move(x), move(y), 5.0 if kind == contract.DENSE else 1.0)
+        G, mean, H, T, total = map(move, (start, start, start, table, weights @ table))
+        module.averaged_sgd(data, move(rows), move(offset), move(b), G, mean, 2.0, 5, batch_size)
+        module.sag(data, move(rows), move(slots), move(offset), move(b), move(weights), H, T, total, 0.5, batch_size)
+        states.append([to_numpy(v) for v in (G, mean, H, T, total)])
+    assert m == 1 or not np.array_equal(states[0][0], start)
+    rtol, atol = (1e-10, 1e-12) if dtype == "float64" else (1e-4, 1e-5)
+    for found, wanted in zip(*states, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
+
+
+@each_dtype
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize(("m", "batch_size"), [(1, 1), (3, 2), (33, 1), (129, 3), (1100, 1)])
+def test_stochastic_steps(cupy, cost, dtype, m, batch_size):
+    check_stochastic(cupy, cost, dtype, m, batch_size)
+
+
+@each_dtype
+@pytest.mark.parametrize("cost", COSTS)
+def test_stochastic_steps_of_large_problems(cupy, cost, dtype, monkeypatch):
+    make_small(monkeypatch)
+    for m, batch_size in ((33, 2), (300, 3)):
+        check_stochastic(cupy, cost, dtype, m, batch_size)
+
+
+# ---------------------------------------------------------------- the checks notice what is broken
+
+FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
+BARRIER = re.compile(r"__sync(threads|warp)\(\);")
+# a comparison with a number that is known at run time only; not the smaller of two, which is the same for <=
+BOUND = re.compile(r"(?<![<\w])(?:return )?(?P<left>\w[\w.+\[\] ]*) < (?P<right>[a-z][\w.]*)(?! \? (?P=left))(?=[;) ])")
+# a last tile of no depth; what follows would only matter at sizes that no array has
+EQUIVALENT = ("for (i64 first = 0; first < d; first += DEPTH) {",)
+
+
+def _mutants():
+    """Sources without one of their barriers, or, for a third of their bounds, that go one too far."""
+    for file in FILES:
+        text = (loader.FOLDER / file).read_text(encoding="utf-8")
+        for found in [*BARRIER.finditer(text), *list(BOUND.finditer(text))[::3]]:
+            start = text.rfind("\n", 0, found.start()) + 1
+            line = text[start : text.find("\n", start)].strip()
+            if line.startswith("//") or line in EQUIVALENT:
+                continue
+            change = "" if found[0].startswith("__sync") else found[0].replace(" < ", " <= ")
+            number = text.count("\n", 0, found.start()) + 1
+            yield pytest.param(
+                file, text[: found.start()] + change + text[found.end() :], id=f"{file}:{number}:{found[0].strip()}"
+            )
+
+
+def _quick_checks(cupy, family):
+    """What notices a mutant, the quickest first."""
+    calls = checks.Calls(cuda, cupy)
+    module = importlib.import_module(f"ot_numba.kernels.cuda.{family}")
+    names = [name for name in contract.KERNELS if hasattr(module, name)]
+    long = [(11, 1700), (1, 4100), (1, 8500)] if family in ("plans", "scalings") else []
+    for n, m in [(33, 65), (66, 129), (7, 513), *long]:
+        for name in names:
+            for cost in costs_of(name):
+                yield functools.partial(checks.CHECKS[name], calls, case(cost, n, m, "float64"))
+    for cost in costs_of("sinkhorn_rows") if family == "plans" else ():
+        for level in (3000.0, -1100.0):  # rows that overflow, or underflow, and are brought back
+            c = case(cost, 33, 65, "float64", spread=2.0, level=level)
+            yield functools.partial(checks.CHECKS["sinkhorn_rows"], calls, c)
+    for m, batch_size in ((33, 2), (129, 3), (1100, 1)) if family == "stochastic" else ():
+        for cost in COSTS:
+            yield functools.partial(check_stochastic, cupy, cost, "float64", m, batch_size)
+
+
+def _double_precision(source, kernel):
+    """Options for all operations at once, for one kind of cost and one dtype, which compiles sooner."""
+    operations = sorted(set(re.findall(r"defined\((ONLY_\w+)\)", source)))
+    kind = next((number for word, number in loader.KINDS.items() if f"_{word}_" in kernel), loader.KINDS["dense"])
+    choice = ["ONLY", *operations, f"ONLY_KIND={kind}", "ONLY_BYTES=8"]
+    return tuple(f"-D{word}" for word in choice) if operations else ()
+
+
+def _check_all(cupy, family):
+    with configure(max_accesses=200_000), pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        for check in _quick_checks(cupy, family):
+            check()
+        patch.undo()
+        for check in _quick_checks(cupy, family):
+            check()
+
+
+@pytest.mark.slow
+@on_the_emulated_device
+@pytest.mark.parametrize(("file", "text"), list(_mutants()))
+def test_broken_kernels_are_noticed(cupy, file, text, monkeypatch):
+    family = file.removesuffix(".cu") if file.endswith(".cu") else "plans"
+    texts = {name: (loader.FOLDER / name).read_text(encoding="utf-8") for name in ("common.cuh", f"{family}.cu")}
+    texts[file] = text
+    broken = "\n".join(f'#line 1 "{name}"\n{lines}' for name, lines in texts.items())
+    monkeypatch.setattr(compiler, "CHECKED", ("-O0", *compiler.CHECKED[1:]))  # compiles sooner
+    monkeypatch.setattr(loader, "source", lambda _: broken)
+    monkeypatch.setattr(loader, "selection", lambda _, kernel: _double_precision(broken, kernel))
+    loader.module.cache_clear()
+    try:
+        with pytest.raises((KernelError, AssertionError)):
+            _check_all(cupy, family)
+    finally:
+        loader.module.cache_clear()
