@@ -290,9 +290,17 @@ def test_stochastic_steps_of_large_problems(cupy, cost, dtype, monkeypatch):
 FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
 # a comparison with a number that is known at run time only; not the smaller of two, which is the same for <=
-BOUND = re.compile(r"(?<![<\w])(?:return )?(?P<left>\w[\w.+\[\] ]*) < (?P<right>[a-z][\w.]*)(?! \? (?P=left))(?=[;) ])")
-# a last tile of no depth; what follows would only matter at sizes that no array has
-EQUIVALENT = ("for (i64 first = 0; first < d; first += DEPTH) {",)
+BOUND = re.compile(
+    r"(?<![<\w])(?!return)(?P<left>\w[\w.+\[\] ]*) < (?P<right>[a-z][\w.]*)"
+    r"(?! \? (?:[\w +]*\+ )?(?P=left) : (?P=right))(?=[;) ])"
+)
+EQUIVALENT = (
+    "for (i64 first = 0; first < d; first += DEPTH) {",  # a last tile of no depth
+    "for (i64 j = 0; j < cost.m; j += 32 * AT_ONCE) {",  # exponents beyond the last column are -inf, here and below
+    "for (i64 j = 0; j < cost.m && position < stop; j += 32 * AT_ONCE) {",
+    "for (i64 first = warp * 32 * AT_ONCE; first < cost.m; first += 32 * WARPS * AT_ONCE) {",
+    "const bool mine = j < cost.m && (all || key >> shift >> 8 == found >> shift >> 8);",  # one more of the least key
+)
 
 
 def _mutants():
