@@ -1,5 +1,11 @@
 """The public functions on CuPy arrays: they agree with what NumPy arrays give, and stay on the device."""
 
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -8,6 +14,7 @@ from emulation import configure, counted
 
 import ot_numba
 from ot_numba.arrays import config
+from ot_numba.kernels.cuda import loader
 
 N, M = 40, 50
 TOL, RTOL = {"float64": 1e-9, "float32": 1e-5}, {"float64": 1e-6, "float32": 5e-4}
@@ -262,3 +269,36 @@ def test_iterations_wait_at_convergence_checks_only(cupy, data, method):
     assert many.syncs - few.syncs <= 12 * checks
     assert many.to_device == few.to_device
     assert many.peak <= few.peak + 2000
+
+
+def test_a_compiler_that_is_missing_is_named(emulated, monkeypatch):
+    def get_function(self, name):
+        raise RuntimeError("libnvrtc.so is not there")
+
+    loader.function.cache_clear()
+    monkeypatch.setattr(emulated.RawModule, "get_function", get_function)
+    with pytest.raises(RuntimeError, match=r"libnvrtc.so is not there.*ot_numba\[cuda12\]"):
+        ot_numba.sinkhorn(emulated.ones((3, 3)), reg=1.0)
+    loader.function.cache_clear()
+
+
+def test_example_on_either_library(emulated, monkeypatch, tmp_path, capsys):
+    example = Path(__file__).resolve().parents[2] / "examples" / "gaussians_closed_form.py"
+    tables = []
+    for library in ("numpy", "cupy"):
+        options = ["--array", library, "--points", "25", "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [example.name, *options])
+        runpy.run_path(str(example), run_name="__main__")
+        tables.append([float(number) for number in re.findall(r"\d\.\d{10}", capsys.readouterr().out)])
+    assert len(tables[0]) > 25
+    assert np.allclose(*tables, rtol=0, atol=2e-10)
+
+
+def test_benchmark_on_the_clock_of_the_device(emulated, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "asv_benchmarks"))
+    cuda = importlib.import_module("benchmarks.cuda")
+    monkeypatch.setattr(cuda.timing, "enough_iterations", lambda run: 2)
+    suite = cuda.OnCard()
+    for method in suite.params[0]:
+        suite.setup(method, 20, "float32")
+        assert suite.track_seconds_per_iteration(method, 20, "float32") > 0

@@ -370,8 +370,10 @@ def test_broken_kernels_are_noticed(cupy, file, text, monkeypatch):
     monkeypatch.setattr(loader, "source", lambda _: broken)
     monkeypatch.setattr(loader, "selection", lambda _, kernel: _double_precision(broken, kernel))
     loader.module.cache_clear()
+    loader.function.cache_clear()
     try:
         with pytest.raises((KernelError, AssertionError)):
             _check_all(cupy, family)
     finally:
         loader.module.cache_clear()
+        loader.function.cache_clear()

@@ -36,10 +36,24 @@ def module(family: str, options: tuple[str, ...] = ()) -> Any:
     return cupy.RawModule(code=source(family), options=(*OPTIONS, *options))
 
 
+@functools.cache
+def function(family: str, name: str, device: int) -> Any:
+    """Compiled kernel for the current device, whose number `device` is."""
+    try:
+        return module(family, selection(family, name)).get_function(name)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise RuntimeError(
+            f"the CUDA kernel {name} cannot be used here: {error}. Check the NVIDIA driver, and that NVRTC is "
+            "installed (pip install 'ot_numba[cuda12]' or 'ot_numba[cuda13]')"
+        ) from error
+
+
 def launch(family: str, name: str, blocks: Any, threads: int, arguments: tuple, shared: int = 0) -> None:
     """Run a kernel; every number among the arguments has the exact type of its parameter (a NumPy scalar)."""
+    import cupy
+
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
-    function = module(family, selection(family, name)).get_function(name)
+    kernel = function(family, name, cupy.cuda.Device().id)
     if shared > 48 << 10:
-        function.max_dynamic_shared_size_bytes = shared
-    function(grid, (threads,), arguments, shared_mem=shared)
+        kernel.max_dynamic_shared_size_bytes = shared
+    kernel(grid, (threads,), arguments, shared_mem=shared)

@@ -14,6 +14,7 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -298,6 +299,16 @@ CONSTANTS = """
     promote_types result_type signedinteger uint16 uint32 uint64 uint8 unsignedinteger
 """
 
+class Event:
+    """`cupy.cuda.Event`, by the clock of the host: the emulated device has done all it was asked to."""
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        counters.syncs += 1
+
+
 FUNCTIONS = """
     abs absolute add all any append arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin
     argpartition argsort argwhere atleast_1d atleast_2d bincount bitwise_and bitwise_or bitwise_xor broadcast_arrays
@@ -409,6 +420,8 @@ def _namespace() -> dict[str, types.ModuleType]:
     for name in ("lstsq", "norm", "solve"):
         setattr(modules["cupy.linalg"], name, _function(name, None, np.linalg))
     cuda.Device = modules["cupy.cuda.device"].Device = Device
+    cuda.Event = Event
+    cuda.get_elapsed_time = lambda start, end: 1e3 * (end.seconds - start.seconds)
     runtime.getDeviceCount = lambda: 1
     runtime.getDeviceProperties = lambda _: {"name": b"emulated device"}
     runtime.deviceSynchronize = Device().synchronize
