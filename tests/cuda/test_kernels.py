@@ -292,11 +292,12 @@ FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
 # a comparison with a number that is known at run time only; not the smaller of two, which is the same for <=
 BOUND = re.compile(
-    r"(?<![<\w])(?!return)(?P<left>\w[\w.+\[\] ]*) < (?P<right>[a-z][\w.]*)"
+    r"(?<![<\w.])(?!return)(?P<left>\w[\w.+\[\] ]*) < (?P<right>[a-z][\w.]*)"
     r"(?! \? (?:[\w +]*\+ )?(?P=left) : (?P=right))(?=[;) ])"
 )
 EQUIVALENT = (
     "for (i64 first = 0; first < d; first += DEPTH) {",  # a last tile of no depth
+    "for (i64 i = lo; i < hi; i += R) {",  # of no row
     "for (i64 j = 0; j < cost.m; j += 32 * AT_ONCE) {",  # exponents beyond the last column are -inf, here and below
     "for (i64 j = 0; j < cost.m && position < stop; j += 32 * AT_ONCE) {",
     "for (i64 first = warp * 32 * AT_ONCE; first < cost.m; first += 32 * WARPS * AT_ONCE) {",
@@ -326,7 +327,7 @@ def _quick_checks(cupy, family):
     calls = checks.Calls(cuda, cupy)
     module = importlib.import_module(f"ot_numba.kernels.cuda.{family}")
     names = [name for name in contract.KERNELS if hasattr(module, name)]
-    long = [(11, 1700), (1, 4100), (1, 8500)] if family in ("plans", "scalings") else []
+    long = [(11, 1700), (1, 4100), (1, 8500)] if family in ("plans", "scalings") else [(3, 1100)]
     for n, m in [(33, 65), (66, 129), (7, 513), *long]:
         for name in names:
             for cost in costs_of(name):
