@@ -6,7 +6,7 @@ State is kept in base 2.  With potentials F (n,), G (m,) in bits, the plan is
 
 so that no kernel multiplies by log2(e) or adds weights inside a loop.  A cost is handed over as a `CostData`.
 All functions return new arrays unless a row says "in place"; sums are returned in float64 whatever the dtype
-of the state.
+of the state. Errors are numbers, or float64 arrays without dimensions on a device that nobody has to wait for.
 
 ==================  ==========================================================================================
 name                what it returns

@@ -258,8 +258,8 @@ class TransportResult:
         Returns
         -------
         scipy.sparse.csr_array of shape (n, m)
-            With one more attribute, ``dropped_mass``: the mass of what was left out, computed from the row sums of the
-            whole plan. Kept entries are unchanged.
+            For CuPy arrays a `cupyx.scipy.sparse.csr_matrix`. With one more attribute, ``dropped_mass``: the mass of
+            what was left out, computed from the row sums of the whole plan. Kept entries are unchanged.
 
         Raises
         ------
