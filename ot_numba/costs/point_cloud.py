@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace, device_of, is_numpy, namespace_of
+from ..arrays.namespaces import array_namespace, device_of, is_numpy, library_name, namespace_of
 from ..arrays.validation import as_float_array, check_choice, check_real, common_dtype
 from ..kernels import CostData
 from ..kernels.contract import CITYBLOCK, DENSE, DOT, POWER
@@ -251,7 +251,7 @@ def _check_metric(metric: Any, x: Array, y: Array, xp: Any) -> Any:
         if not hasattr(metric, "py_func"):
             raise TypeError(f"metric must be compiled first: pass numba.njit(f), got {metric!r}")
         if not is_numpy(xp):
-            raise TypeError(f"a function as metric needs NumPy arrays, got arrays of {xp.__name__}")
+            raise TypeError(f"a function as metric needs NumPy arrays, got arrays of {library_name(xp)}")
         from numba.core.errors import NumbaError
 
         try:
