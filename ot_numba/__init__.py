@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
     from ot_numba.transport import (
         ColorTransferResult as ColorTransferResult,
         DivergenceResult as DivergenceResult,
+        NewtonProgress as NewtonProgress,
         PlanVJP as PlanVJP,
         RoundedPlan as RoundedPlan,
         TransportResult as TransportResult,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         dual_value_and_grad as dual_value_and_grad,
         marginal_error as marginal_error,
         plan_vjp as plan_vjp,
+        regularization_path as regularization_path,
         round_plan as round_plan,
         semidual_hessian_vector as semidual_hessian_vector,
         semidual_stochastic as semidual_stochastic,
@@ -52,7 +54,9 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         sinkhorn as sinkhorn,
         sinkhorn_divergence as sinkhorn_divergence,
         sinkhorn_divergence_cost as sinkhorn_divergence_cost,
+        sinkhorn_newton as sinkhorn_newton,
         solve as solve,
+        sparse_hessian as sparse_hessian,
         transport_gradients as transport_gradients,
     )
 
@@ -79,6 +83,7 @@ _HOMES = {
     "transport": (
         "ColorTransferResult",
         "DivergenceResult",
+        "NewtonProgress",
         "PlanVJP",
         "RoundedPlan",
         "TransportResult",
@@ -87,6 +92,7 @@ _HOMES = {
         "dual_value_and_grad",
         "marginal_error",
         "plan_vjp",
+        "regularization_path",
         "round_plan",
         "semidual_hessian_vector",
         "semidual_stochastic",
@@ -94,7 +100,9 @@ _HOMES = {
         "sinkhorn",
         "sinkhorn_divergence",
         "sinkhorn_divergence_cost",
+        "sinkhorn_newton",
         "solve",
+        "sparse_hessian",
         "transport_gradients",
     ),
 }

@@ -1,6 +1,7 @@
 """Entropic optimal transport: what users call."""
 
 from ._color_transfer import ColorTransferResult, color_transfer
+from ._newton import NewtonProgress, regularization_path, sinkhorn_newton
 from ._sinkhorn import sinkhorn
 from ._solve import solve
 from .divergence import DivergenceResult, sinkhorn_divergence, sinkhorn_divergence_cost
@@ -13,11 +14,13 @@ from .semidual import (
     semidual_hessian_vector,
     semidual_value_and_grad,
 )
+from .sparse_newton import sparse_hessian
 from .stochastic import semidual_stochastic
 
 __all__ = [
     "ColorTransferResult",
     "DivergenceResult",
+    "NewtonProgress",
     "PlanVJP",
     "RoundedPlan",
     "TransportResult",
@@ -26,6 +29,7 @@ __all__ = [
     "dual_value_and_grad",
     "marginal_error",
     "plan_vjp",
+    "regularization_path",
     "round_plan",
     "semidual_hessian_vector",
     "semidual_stochastic",
@@ -33,6 +37,8 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_divergence_cost",
+    "sinkhorn_newton",
     "solve",
+    "sparse_hessian",
     "transport_gradients",
 ]

@@ -243,6 +243,9 @@ def _pair(init: Any) -> tuple[Any, Any]:
 class _Solver:
     """One run: the stages of the schedule, then the iterations at the target."""
 
+    name = "sinkhorn"
+    advice = "increase max_iter or reg, or try anderson=5"
+
     def __init__(
         self,
         problem: Problem,
@@ -261,7 +264,7 @@ class _Solver:
         self.n_iter = 0
         self._settled: tuple | None = None
         self.history: list[Progress] = []
-        self.bar = progress_bar(max_iter, "sinkhorn") if progress else None
+        self.bar = progress_bar(max_iter, self.name) if progress else None
 
     def run(
         self,
@@ -357,13 +360,17 @@ class _Solver:
         if self.n_iter // self.check_every == before // self.check_every:
             return
         reg = sweep.gibbs.reg
-        self.history.append(Progress(self.n_iter, reg, error / self.mass))
+        self.history.append(self._entry(reg, error / self.mass))
         if self.bar is not None:
             self.bar.set_postfix_str(f"marginal error {error / self.mass:.1e}")
         if self.callback is not None:
             potentials = lambda: self.problem.in_order(*sweep.potentials())  # noqa: E731
             self.callback(State(self.n_iter, reg, error / self.mass, potentials))
         sweep.maintain()
+
+    def _entry(self, reg: float, error: float) -> Progress:
+        """What the history keeps of an iteration."""
+        return Progress(self.n_iter, reg, error)
 
     def _unwatched(self) -> int:
         """Iterations up to the next look at the error."""
@@ -504,7 +511,7 @@ class _Solver:
     def _outlook(self, error: float) -> str:
         """Rate of the last iterations, and what to change."""
         tail = [entry for entry in self.history if entry.reg == self.problem.reg][-5:]
-        advice = "increase max_iter or reg, or try anderson=5"
+        advice = self.advice
         if len(tail) < 2 or not tail[0].marginal_error > tail[-1].marginal_error > 0 or not error > 0:
             return advice
         rate = (tail[-1].marginal_error / tail[0].marginal_error) ** (1 / (tail[-1].n_iter - tail[0].n_iter))
