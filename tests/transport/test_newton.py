@@ -471,6 +471,14 @@ def test_sns_never_diverges():
     assert "sparse Hessian was not good enough" in result.message
 
 
+def test_solve_goes_to_newton_for_accuracy_at_small_reg():
+    C, a, b = family("points", 50)
+    for reg, tol, solver in ((1e-4, 1e-9, sinkhorn_newton), (1e-4, 1e-6, sinkhorn), (1e-2, 1e-9, sinkhorn)):
+        result, other = (solve(C, a, b, reg=reg, tol=tol) for solve in (ot_numba.solve, solver))
+        assert np.array_equal(result.f, other.f)
+        assert result.message == other.message
+
+
 # ---- the sparse Hessian
 
 
