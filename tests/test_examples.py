@@ -54,3 +54,19 @@ def test_divergence_gradient_flow(run):
     assert len(values) >= 4
     assert values == sorted(values, reverse=True)
     assert values[-1] < 0.01 * values[0]
+
+
+def test_sns_paper_table(run):
+    pytest.importorskip("sklearn")
+    out, folder = run("sns_paper_table", "--most", "2000")
+    assert (folder / "convergence.png").stat().st_size > 10_000
+    rows = re.findall(r"^(.{20}) (.{26}) +(\d+) .* (\S+) +(\S+)$", out, flags=re.MULTILINE)
+    assert len(rows) == 9
+    found = {(name.strip(), method.strip()): (int(n_iter), float(error)) for name, method, n_iter, error, _ in rows}
+    assert found["random assignment", "Sinkhorn-Newton-Sparse"][0] <= 35
+    for name in ("random assignment", "digits, squared L2", "digits, L1"):
+        n_iter, error = found[name, "path (auto)"]
+        assert error <= 1e-12
+        assert n_iter < 100
+        if "L1" not in name:
+            assert found[name, "Sinkhorn-Newton-Sparse"][1] <= 1e-12

@@ -35,9 +35,9 @@ def solve(
     .. math:: \min_{P \ge 0}\ \langle C, P\rangle + reg\, R(P) \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b
 
     The regulariser decides the solver: ``"kl"`` and ``"entropy"`` go to `sinkhorn` with its automatic choices, or to
-    `sinkhorn_newton` if `tol` is at most 1e-7 and the range of the cost at least 3000 `reg`. Below that range `sinkhorn`
-    is as fast; above it takes up to three times as long on hard problems. Call a solver by its own name for control over
-    how it works.
+    `sinkhorn_newton` if `tol` is at most 1e-7 and the range of the cost at least 3000 `reg`. Below that range
+    `sinkhorn` is as fast; above it takes several times as long on hard problems. Call a solver by its own name for
+    control over how it works.
 
     Parameters
     ----------
