@@ -45,6 +45,22 @@ def _ot_numba(
     return run
 
 
+def _ot_numba_newton(problem: Problem, method: str = "auto") -> Run:
+    import ot_numba
+
+    log_a, log_b = problem.reg * np.log(problem.a), problem.reg * np.log(problem.b)
+
+    def run(max_iter: int, tol: float) -> Any:
+        options = {} if tol else {"reg_schedule": None, "n_sinkhorn": 0}
+        result = ot_numba.sinkhorn_newton(
+            problem.C, problem.a, problem.b, reg=problem.reg, method=method, tol=tol, max_iter=max_iter,
+            on_fail="ignore", **options,
+        )  # fmt: skip
+        return result.f + log_a, result.g + log_b
+
+    return run
+
+
 def _pot(problem: Problem, method: str) -> Run:
     import ot
 
@@ -155,6 +171,7 @@ ADAPTERS: dict[str, tuple[Callable, dict]] = {
     "ot_numba log": (_ot_numba, {"method": "log"}),
     "ot_numba kernel": (_ot_numba, {"method": "kernel"}),
     "ot_numba online": (_ot_numba, {"method": "log", "online": True}),
+    "ot_numba newton": (_ot_numba_newton, {}),
     "POT sinkhorn": (_pot, {"method": "sinkhorn"}),
     "POT sinkhorn_log": (_pot, {"method": "sinkhorn_log"}),
     "POT lazy": (_pot_lazy, {}),
@@ -177,4 +194,8 @@ OURS = ("ot_numba", "ot_numba online")
 ONLINE = ("ot_numba online", "POT lazy", "OTT-JAX online", "GeomLoss KeOps")
 SOLVERS = (
     *OURS, "POT sinkhorn", "OTT-JAX log", "OTT-JAX momentum", "regot lbfgs_dual", "regot newton", "regot ssns",
+)  # fmt: skip
+NEWTON = (
+    "ot_numba newton", "ot_numba",
+    *(f"regot {s}" for s in ("newton", "sparse_newton", "ssns", "splr", "lbfgs_dual")),
 )  # fmt: skip

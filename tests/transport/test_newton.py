@@ -204,8 +204,10 @@ def test_families(name, reg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("globalization", ["line_search", "gradient_regularization"])
-@pytest.mark.parametrize("method", PATHS)
+@pytest.mark.parametrize(
+    ("method", "globalization"),
+    [*((method, "line_search") for method in PATHS), ("semidual", "gradient_regularization")],
+)
 @pytest.mark.parametrize("name", ["uniform", "points", "line", "images"])
 def test_families_at_full_size(name, method, globalization):
     C, a, b = family(name, 484, seed=101)
