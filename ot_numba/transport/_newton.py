@@ -88,7 +88,8 @@ def sinkhorn_newton(
     method : {"auto", "sns", "semidual", "pcg", "sparse"}
         How Newton's systems are solved. ``"semidual"``: by Cholesky factorisations, n m^2 + m^3 / 3 operations each.
         ``"pcg"``: by conjugate gradients with a diagonal preconditioner, each product in one pass; for a cost that is
-        evaluated on the fly nothing of size n x m is stored. ``"sparse"``: by conjugate gradients preconditioned with
+        evaluated on the fly nothing of size n x m is stored. It takes thousands of products where the plan is nearly an
+        assignment or far from unique. ``"sparse"``: by conjugate gradients preconditioned with
         the factorised Laplacian of the plan's largest entries, so many that no part loses its links. ``"auto"``: by
         conjugate gradients until elimination is cheaper, from there on by elimination (up to 4096 columns).
         ``"sns"``: Sinkhorn-Newton-Sparse as published, for comparison: `n_sinkhorn` iterations, then Newton steps on
@@ -102,7 +103,8 @@ def sinkhorn_newton(
     globalization : {"line_search", "gradient_regularization"}
         What makes Newton's method converge from afar: a diagonal that bounds the step and a line search; or the metric
         of the column sums, times the norm of the gradient over a radius that is doubled after each step and halved
-        until a step gains enough. Not for ``"sns"``.
+        until a step gains enough. The first is the more robust: the second can stall at a small `reg` where the
+        unregularised plan is far from unique. Not for ``"sns"``.
     n_sinkhorn : int, optional
         Sinkhorn iterations before the Newton steps: of ``"sns"``, default 20; of others, at most so many in each stage,
         default 3.
