@@ -15,6 +15,7 @@ from .result import TransportResult
 ACCURATE = 1e-7  #: largest tolerance, and
 LONG_RANGE = 3000.0  #: smallest range of the cost in units of reg, that go to Newton's method
 
+
 def solve(
     C: Any,
     a: Any = None,

@@ -316,8 +316,7 @@ class TruncatedNewton:
         W = sparse_root(self.sweep, F, G)
         S = -(W.T @ W).tocsc()
         S.setdiag(0)
-        mass = -to_numpy(xp.asarray(S.sum(axis=1))).reshape(-1)
-        S.setdiag(mass + to_numpy(extra + self._loose()))
+        S.setdiag(to_numpy(extra + self._loose()) - S.sum(axis=1))
         solve = factorize_sparse(S)
         first, second = self.sweep.damping
         ones = xp.ones_like(F)

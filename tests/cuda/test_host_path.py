@@ -126,6 +126,12 @@ CALLS = {
     "cityblock": lambda p: solved(cloud(p, metric="cityblock"), p["a"], p["b"]),
     "cosine": lambda p: solved(cloud(p, metric="cosine"), p["a"], p["b"]),
     "grid": lambda p: solved(ot_numba.Grid((p["s"], p["t"]), (p["t"], p["s"]))),
+    **{
+        f"newton, {method}": lambda p, method=method: of_result(
+            ot_numba.sinkhorn_newton(p["C"], p["a"], p["b"], reg=0.01, method=method, tol=1e-8, on_fail="ignore")
+        )
+        for method in ("auto", "sns", "semidual", "pcg", "sparse")
+    },
     "solve": lambda p: of_result(ot_numba.solve(p["C"], p["a"], p["b"], reg=0.02, tol=tolerance(p["C"]))),
     "solve points": lambda p: of_result(ot_numba.solve(cloud(p), p["a"], p["b"], reg=0.02, tol=tolerance(p["C"]))),
     "products with the plan": lambda p: from_rows(sinkhorn(cloud(p), p["a"], p["b"]), p),
