@@ -28,8 +28,10 @@ class LogSweep:
         self.offsets = problem.offsets(gibbs)
         self.damping = problem.damping(gibbs.reg)
         self.F, self.G = problem.to_bits(f, g, gibbs)
-        if exact and self._in_reach(f, g):
-            LogSweep.iterate(self)
+        sizes = [float(problem.cost.xp.max(problem.cost.xp.abs(v))) for v in (f, g)]
+        if exact and self._in_reach(sum(sizes)):
+            if any(sizes):  # else the first iteration proper does the same
+                LogSweep.iterate(self)
             return
         if exact >= 1:
             self._make_rows_exact()
@@ -38,10 +40,9 @@ class LogSweep:
             logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
             self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
 
-    def _in_reach(self, f: Array, g: Array) -> bool:
-        """Whether no exponent at these potentials leaves the range of 2**x, so that an iteration makes them exact."""
-        xp = self.gibbs.xp
-        largest = max(map(abs, self.problem.cost.bounds())) + float(xp.max(xp.abs(f))) + float(xp.max(xp.abs(g)))
+    def _in_reach(self, size: float) -> bool:
+        """Whether no exponent of potentials of this size leaves the range of 2**x, so that an iteration is exact."""
+        largest = max(map(abs, self.problem.cost.bounds())) + size
         return 2 * self.gibbs.k * largest <= REACH[dtype_name(self.F.dtype)]
 
     def _make_rows_exact(self) -> None:
