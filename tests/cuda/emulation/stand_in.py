@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import json
 import subprocess
@@ -54,6 +55,7 @@ counters = Counters()
 @contextlib.contextmanager
 def counted() -> Iterator[types.SimpleNamespace]:
     """Count inside the block: `launches`, `syncs`, `to_device`, `to_host`, and `live` and `peak` beyond the start."""
+    gc.collect()  # what nobody holds any more must not be freed, and hide what is allocated, inside the block
     names = ("syncs", "to_device", "to_host", "live")
     before, first = {name: getattr(counters, name) for name in names}, len(launcher.launches)
     counters.peak = counters.live
