@@ -322,7 +322,7 @@ class _NewtonSolver(_Solver):
                 sweep = LogSweep(self.inner, gibbs, f, g, 2 if last and not points and start is None else 1)
                 self.passes += 1
                 if self.method == "sns" and last:
-                    sweep, status = self._sparse(sweep)
+                    status = self._sparse(sweep)
                     continue
                 goal = self.goal if last else max(STAGE_ERROR, self.tol)
                 if last and self._is_easy():
@@ -378,7 +378,7 @@ class _NewtonSolver(_Solver):
             store = True
         return TruncatedNewton(sweep, store=store, linear=LINEAR[self.method], globalization=self.globalization)
 
-    def _descend(self, newton: TruncatedNewton, last: bool) -> str:
+    def _descend(self, newton: TruncatedNewton | SparseNewton, last: bool) -> str:
         """Newton steps down to the error that ends the stage, or that of the result; the status."""
         sweep = newton.sweep
         watch = _Watch(self, sweep, patience=10) if last else None
@@ -400,31 +400,19 @@ class _NewtonSolver(_Solver):
             newton.step(goal * self.mass)
             steps += 1
 
-    def _sparse(self, sweep: LogSweep) -> tuple[LogSweep, str]:
-        """Sinkhorn-Newton-Sparse."""
+    def _sparse(self, sweep: LogSweep) -> str:
+        """Sinkhorn-Newton-Sparse; the status."""
         self._sweep(sweep, self.goal)
         n, m = self.inner.cost.shape
         density = min(1.0, PER_ROW / max(n, m)) if self.density is None else self.density
         newton = SparseNewton(sweep, density=density, tol=CG_TOL)
-        watch = _Watch(self, sweep, patience=10)
-        steps, seen = 0, 0
-        while True:
-            error = newton.error()
-            if steps:
-                self.passes += newton.passes - seen
-                self._tell(sweep, error)
-            seen, self.kind = newton.passes, "sns"
-            status = watch.status(sweep, error, plain=True)
-            if status or self.n_iter >= self.max_iter:
-                break
-            newton.step()
-            steps += 1
+        status = self._descend(newton, last=True)
         if newton.failures:
             self.remark = (
                 f"; the sparse Hessian was not good enough {newton.failures} times, its density was raised from "
                 f"{density:.2g} to {newton.density:.2g}"
             )
-        return sweep, status or "max_iter"
+        return status
 
     def _entry(self, reg: float, error: float) -> NewtonProgress:
         return NewtonProgress(self.n_iter, reg, error, self.kind, self.passes)

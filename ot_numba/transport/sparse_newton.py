@@ -162,8 +162,11 @@ class SparseNewton:
         """L1 error of both marginals."""
         return sum(float(self.xp.sum(self.xp.abs(part))) for part in self._gradient)
 
-    def step(self) -> None:
-        """One step, halved until the dual grows; a Sinkhorn iteration if it never does."""
+    def step(self, _: float) -> None:
+        """One step, halved until the dual grows; a Sinkhorn iteration if it never does.
+
+        What error is wanted, as `TruncatedNewton.step` is told, does not matter: systems are solved to `tol` always.
+        """
         xp, sweep, error = self.xp, self.sweep, self.error()
         direction = self._direction()
         slope = sum(float(xp.sum(part * d)) for part, d in zip(self._gradient, direction, strict=True))

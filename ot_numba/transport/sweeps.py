@@ -28,17 +28,18 @@ class LogSweep:
         self.offsets = problem.offsets(gibbs)
         self.damping = problem.damping(gibbs.reg)
         self.F, self.G = problem.to_bits(f, g, gibbs)
-        sizes = [float(problem.cost.xp.max(problem.cost.xp.abs(v))) for v in (f, g)]
-        if exact and self._in_reach(sum(sizes)):
-            if any(sizes):  # else the first iteration proper does the same
-                LogSweep.iterate(self)
+        if exact == 0:
             return
-        if exact >= 1:
+        size = sum(read_floats(gibbs.xp.max(gibbs.xp.abs(v)) for v in (f, g)))
+        if self._in_reach(size):
+            if size:  # else the first iteration proper does the same
+                LogSweep.iterate(self)
+        else:
             self._make_rows_exact()
             self._center()
-        if exact == 2:
-            logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
-            self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
+            if exact == 2:
+                logs = gibbs.column_offset(problem.b) - gibbs.column_offset()
+                self.G = self._transform(gibbs.column_logsumexp(self.F), logs, 1)
 
     def _in_reach(self, size: float) -> bool:
         """Whether no exponent of potentials of this size leaves the range of 2**x, so that an iteration is exact."""
