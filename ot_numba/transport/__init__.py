@@ -1,11 +1,12 @@
 """Entropic optimal transport: what users call."""
 
 from ._color_transfer import ColorTransferResult, color_transfer
-from ._newton import NewtonProgress, regularization_path, sinkhorn_newton
+from ._newton import regularization_path, sinkhorn_newton
 from ._sinkhorn import sinkhorn
 from ._solve import solve
 from .divergence import DivergenceResult, sinkhorn_divergence, sinkhorn_divergence_cost
 from .gradients import PlanVJP, plan_vjp, transport_gradients
+from .path import NewtonProgress
 from .result import TransportResult
 from .rounding import RoundedPlan, marginal_error, round_plan
 from .semidual import (

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
-from ..costs import CostMatrix, as_cost
-from ._sinkhorn import PATIENCE, SHORT_RANGE, State, _schedule, _Solver, _start, _Watch
-from .problem import Problem, make_problem
+from ..costs import as_cost
+from .path import PATH_RATIO, SWEEPS, PathSolver, extrapolated
+from .problem import make_problem
 from .result import TransportResult
-from .sparse_newton import PER_ROW, SparseNewton
-from .sweeps import AbsorbedSweep, LogSweep
-from .truncated_newton import GLOBALIZATIONS, TruncatedNewton
+from .solver import State, check_schedule, check_start
+from .truncated_newton import GLOBALIZATIONS
 
 Array = Any
 METHODS = ("auto", "sns", "semidual", "pcg", "sparse")
-LINEAR = {"auto": "auto", "semidual": "direct", "pcg": "cg", "sparse": "sparse"}
-SWEEPS = 3  #: iterations at the start of every stage
-STAGE_ERROR = 1e-5  #: relative marginal error that ends a stage: small enough for the potentials to be extrapolated
-STAGE_STEPS = 30
 SNS_SWEEPS = 20
-CG_TOL = 1e-8  #: of the sparse systems of "sns"
-
-
-class NewtonProgress(NamedTuple):
-    """One entry of the history of `sinkhorn_newton`.
-
-    Iterations so far (Sinkhorn's and Newton's), the regularisation at work, the residual relative to the mass, what is
-    iterated ("sinkhorn", or how Newton's systems are solved: "cg", "direct", "sparse", "sns"), and the passes over the
-    whole plan so far that evaluated its exponentials.
-    """
-
-    n_iter: int
-    reg: float
-    marginal_error: float
-    method: str
-    n_passes: int
 
 
 def sinkhorn_newton(
@@ -99,7 +78,7 @@ def sinkhorn_newton(
         Strengths of the marginal penalties, as in `sinkhorn`.
     reg_schedule : "auto", None or sequence of float
         Decreasing regularisations to pass on the way to `reg`. ``"auto"``: from a quarter of the range of the cost, by
-        factors of 2; none with an `init`, where the range is below 100 `reg`, or for ``"sns"``.
+        factors of 4; none with an `init`, where the range is below 100 `reg`, or for ``"sns"``.
     globalization : {"line_search", "gradient_regularization"}
         What makes Newton's method converge from afar: a diagonal that bounds the step and a line search; or the metric
         of the column sums, times the norm of the gradient over a radius that is doubled after each step and halved
@@ -182,9 +161,11 @@ def sinkhorn_newton(
         n_sinkhorn = SNS_SWEEPS if method == "sns" else SWEEPS
     if density is not None:
         density = check_real(density, "density", low=0, high=1, low_open=True)
-    schedule = _schedule(reg_schedule, problem, init is not None or (method == "sns" and isinstance(reg_schedule, str)))
-    solver = _NewtonSolver(
+    warm = init is not None or (method == "sns" and isinstance(reg_schedule, str))
+    schedule = check_schedule(reg_schedule, problem, warm, PATH_RATIO)
+    solver = PathSolver(
         problem,
+        name="sinkhorn_newton",
         method=method,
         globalization=globalization,
         n_sinkhorn=check_int(n_sinkhorn, "n_sinkhorn", low=0),
@@ -195,7 +176,7 @@ def sinkhorn_newton(
         callback=callback,
         progress=progress,
     )
-    result = solver.follow(schedule, _start(init, problem))
+    result = solver.follow(schedule, check_start(init, problem))
     if not result.converged and result.status != "stopped":
         report_failure(result.message, on_fail)
     return result
@@ -236,7 +217,7 @@ def regularization_path(
 
     Notes
     -----
-    The first solve passes its own automatic schedule; a large step from one to the next passes factors of 2 in between.
+    The first solve passes its own automatic schedule; a large step from one to the next passes factors of 4 in between.
 
     Examples
     --------
@@ -259,163 +240,9 @@ def regularization_path(
     for reg in sorted(set(values), reverse=True):
         start, stages = init, schedule
         if previous:
-            start = _extrapolated([(r.reg, r.f, r.g) for r in previous[-2:]], reg, previous[-1].problem.xp)
-            gap = math.ceil(math.log2(previous[-1].reg / reg) - 1e-9) if isinstance(schedule, str) else 0
+            start = extrapolated([(r.reg, r.f, r.g) for r in previous[-2:]], reg, previous[-1].problem.xp)
+            gap = math.ceil(math.log(previous[-1].reg / reg, PATH_RATIO) - 1e-9) if isinstance(schedule, str) else 0
             stages = [previous[-1].reg * (reg / previous[-1].reg) ** (i / gap) for i in range(1, gap)]
         found[reg] = sinkhorn_newton(cost, a, b, reg=reg, init=start, reg_schedule=stages, **options)
         previous.append(found[reg])
     return [found[reg] for reg in values]
-
-
-def _extrapolated(points: list[tuple[float, Array, Array]], reg: float, xp: Any) -> tuple[Array, Array]:
-    """Potentials at `reg` on the line through those at the last two regularisations."""
-    *before, (last, f, g) = points
-    if not before:
-        return f, g
-    first, older_f, older_g = before[-1]
-    share = (reg - last) / (last - first)
-    return _line(xp, older_f, f, share), _line(xp, older_g, g, share)
-
-
-def _line(xp: Any, older: Array, newer: Array, share: float) -> Array:
-    """``newer + share (newer - older)`` where both are finite."""
-    both = xp.isfinite(older) & xp.isfinite(newer)
-    zeros = xp.zeros_like(newer)
-    return newer + share * (xp.where(both, newer, zeros) - xp.where(both, older, zeros))
-
-
-class _NewtonSolver(_Solver):
-    """One run: stages of a few Sinkhorn iterations and Newton steps each."""
-
-    name = "sinkhorn_newton"
-    advice = "increase max_iter or reg"
-
-    def __init__(
-        self,
-        problem: Problem,
-        *,
-        method: str,
-        globalization: str,
-        n_sinkhorn: int,
-        density: float | None,
-        **options: Any,
-    ) -> None:
-        super().__init__(problem, **options)
-        self.method, self.globalization = method, globalization
-        self.n_sinkhorn, self.density = n_sinkhorn, density
-        self.kind, self.passes = "sinkhorn", 0
-        self.remark = ""
-
-    def follow(self, schedule: list[float], start: tuple[Array, Array] | None) -> TransportResult:
-        """Solve along the schedule, and report."""
-        xp, status, sweep = self.inner.xp, "", None
-        potentials = start or (xp.zeros_like(self.inner.a), xp.zeros_like(self.inner.b))
-        points: list[tuple[float, Array, Array]] = []
-        newton: TruncatedNewton | None = None
-        try:
-            for reg in [*schedule, self.problem.reg]:
-                last = reg == self.problem.reg
-                if not last and self.n_iter >= self.max_iter - 1:
-                    continue
-                gibbs = self.inner.cost.gibbs(reg)
-                f, g = _extrapolated(points[-2:], reg, xp) if points else potentials
-                sweep = LogSweep(self.inner, gibbs, f, g, 2 if last and not points and start is None else 1)
-                self.passes += 1
-                if self.method == "sns" and last:
-                    status = self._sparse(sweep)
-                    continue
-                goal = self.goal if last else max(STAGE_ERROR, self.tol)
-                if last and self._is_easy():
-                    sweep, status = self._plain(sweep)
-                    if status != "slow":
-                        continue
-                else:
-                    self._sweep(sweep, goal)
-                newton = self._steps_from(sweep, newton)
-                status = self._descend(newton, last)
-                points.append((reg, *sweep.potentials()))
-        except StopIteration:
-            status = "stopped"
-        finally:
-            if self.bar is not None:
-                self.bar.close()
-        return self._report(sweep, status)
-
-    def _is_easy(self) -> bool:
-        """Whether plain iterations may do: the range of the cost is a small multiple of reg."""
-        low, high = self.problem.cost.bounds()
-        return high - low <= SHORT_RANGE * self.problem.reg
-
-    def _plain(self, sweep: LogSweep) -> tuple[LogSweep, str]:
-        """Plain iterations while few are due, on a stored kernel if there is room; the status, "slow" otherwise."""
-        if self._fits() and isinstance(self.inner.cost, CostMatrix):
-            sweep = AbsorbedSweep(self.inner, sweep.gibbs, *sweep.potentials(), 0)
-            self.passes += 1
-        self.kind = "sinkhorn"
-        status = self._relaxed(sweep, 1.0, PATIENCE)
-        if status == "slow":
-            sweep = LogSweep(self.inner, sweep.gibbs, *sweep.potentials(), 0)
-            self._settled = None
-        return sweep, status
-
-    def _sweep(self, sweep: LogSweep, goal: float) -> None:
-        """A few iterations."""
-        self.kind = "sinkhorn"
-        for row_error, column_error in self._iterations(sweep, min(self.n_sinkhorn, self.max_iter - 1 - self.n_iter)):
-            error = row_error if self.problem.balanced else row_error + column_error
-            self.passes += 1
-            self._tell(sweep, error)
-            if error <= goal * self.mass:
-                break
-
-    def _steps_from(self, sweep: LogSweep, previous: TruncatedNewton | None) -> TruncatedNewton:
-        if previous is not None:
-            return previous.continued(sweep)
-        store = self._fits(4)
-        if self.method in ("pcg", "sparse"):
-            store = store and isinstance(self.inner.cost, CostMatrix)
-        elif self.method == "semidual":
-            store = True
-        return TruncatedNewton(sweep, store=store, linear=LINEAR[self.method], globalization=self.globalization)
-
-    def _descend(self, newton: TruncatedNewton | SparseNewton, last: bool) -> str:
-        """Newton steps down to the error that ends the stage, or that of the result; the status."""
-        sweep = newton.sweep
-        watch = _Watch(self, sweep, patience=10) if last else None
-        steps, seen = 0, 0
-        while True:
-            error = newton.error()
-            if steps:
-                self.passes += newton.passes - seen
-                self._tell(sweep, error)
-            seen = newton.passes
-            self.kind = newton.kind
-            goal = self.goal if last else max(STAGE_ERROR, self.tol)
-            if watch:
-                status = watch.status(sweep, error, plain=True)
-            else:
-                status = "converged" if error <= goal * self.mass else None
-            if status or self.n_iter >= self.max_iter or (not watch and steps == STAGE_STEPS):
-                return status or "max_iter"
-            newton.step(goal * self.mass)
-            steps += 1
-
-    def _sparse(self, sweep: LogSweep) -> str:
-        """Sinkhorn-Newton-Sparse; the status."""
-        self._sweep(sweep, self.goal)
-        n, m = self.inner.cost.shape
-        density = min(1.0, PER_ROW / max(n, m)) if self.density is None else self.density
-        newton = SparseNewton(sweep, density=density, tol=CG_TOL)
-        status = self._descend(newton, last=True)
-        if newton.failures:
-            self.remark = (
-                f"; the sparse Hessian was not good enough {newton.failures} times, its density was raised from "
-                f"{density:.2g} to {newton.density:.2g}"
-            )
-        return status
-
-    def _entry(self, reg: float, error: float) -> NewtonProgress:
-        return NewtonProgress(self.n_iter, reg, error, self.kind, self.passes)
-
-    def _message(self, status: str, error: float) -> str:
-        return super()._message(status, error) + self.remark

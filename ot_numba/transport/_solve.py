@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..arrays.validation import check_choice, check_real
-from ..costs import as_cost
-from ._newton import sinkhorn_newton
-from ._sinkhorn import State, sinkhorn
+from ..arrays.validation import check_choice
+from ._sinkhorn import sinkhorn
 from .problem import REGULARIZERS
 from .result import TransportResult
-
-ACCURATE = 1e-7  #: largest tolerance, and
-LONG_RANGE = 3000.0  #: smallest range of the cost in units of reg, that go to Newton's method
+from .solver import State
 
 
 def solve(
@@ -35,10 +31,8 @@ def solve(
 
     .. math:: \min_{P \ge 0}\ \langle C, P\rangle + reg\, R(P) \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b
 
-    The regulariser decides the solver: ``"kl"`` and ``"entropy"`` go to `sinkhorn` with its automatic choices, or to
-    `sinkhorn_newton` if `tol` is at most 1e-7 and the range of the cost at least 3000 `reg`. Below that range
-    `sinkhorn` is as fast; above it takes several times as long on hard problems. Call a solver by its own name for
-    control over how it works.
+    The regulariser decides the solver: ``"kl"`` and ``"entropy"`` go to `sinkhorn` with its automatic choices, good for
+    loose and tight tolerances alike. Call a solver by its own name for control over how it works.
 
     Parameters
     ----------
@@ -78,12 +72,8 @@ def solve(
     [[0.5, 0.0], [0.0, 0.5]]
     """
     check_choice(regularizer, "regularizer", REGULARIZERS)
-    cost = as_cost(C)
-    low, high = cost.bounds()
-    accurate = check_real(tol, "tol", low=0) <= ACCURATE and high - low >= LONG_RANGE * check_real(reg, "reg", low=0)
-    solver = sinkhorn_newton if accurate else sinkhorn
-    return solver(
-        cost,
+    return sinkhorn(
+        C,
         a,
         b,
         reg=reg,

@@ -12,10 +12,11 @@ from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import PointCloud, as_cost
 from ..costs.gibbs import LOG2E, GibbsKernel
-from ._sinkhorn import METHODS, _Solver, sinkhorn
+from ._sinkhorn import METHODS, sinkhorn
 from .gradients import transport_gradients
 from .problem import Problem, check_potentials, check_unbalanced, make_problem
 from .result import TransportResult
+from .solver import Solver
 from .sweeps import LogSweep
 
 Array = Any
@@ -384,11 +385,11 @@ def sinkhorn_symmetric(problem: Problem, *, tol: float, max_iter: int, f: Array 
         start = problem.xp.zeros_like(problem.restricted.a)
     else:
         start = problem.restrict(*check_potentials(f, f, problem))[0]
-    solver = _Solver(problem, tol=tol, max_iter=max_iter, check_every=10, callback=None, progress=False)
+    solver = Solver(problem, tol=tol, max_iter=max_iter, check_every=10, callback=None, progress=False)
     inner = problem.restricted
     sweep = SymmetricSweep(inner, inner.cost.gibbs(problem.reg), start)
-    status = solver._relaxed(sweep, 1.0, math.inf)
-    return solver._report(sweep, status)
+    status = solver.relaxed(sweep, 1.0, math.inf)
+    return solver.report(sweep, status)
 
 
 class SymmetricSweep(LogSweep):

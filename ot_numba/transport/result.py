@@ -60,7 +60,7 @@ class TransportResult:
         replaced by the marginals that the optimality conditions ask for, :math:`a e^{-f/\rho_1}`,
         :math:`b e^{-g/\rho_2}`.
     n_iter : int
-        Iterations, those of the schedule included.
+        Iterations, those of the schedule and Newton steps included.
     converged : bool
         Whether ``marginal_error`` is at most the tolerance (or the rounding floor, if the message says so).
     status : str
@@ -68,7 +68,8 @@ class TransportResult:
     message : str
         What happened, with numbers, and what to change.
     history : list of Progress
-        ``(n_iter, reg, marginal_error)`` every `check_every` iterations.
+        ``(n_iter, reg, marginal_error)`` every `check_every` iterations; `NewtonProgress` from solvers that take
+        Newton steps.
     """
 
     value: float

@@ -22,11 +22,11 @@ from ..arrays.warnings import ON_FAIL, report_failure
 from ..costs import Cost, PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from ..kernels import CostData, kernels_for
-from ._sinkhorn import State, progress_bar
 from .objective import marginal_residual, pair
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult, make_result
 from .semidual import column_sums, log_weights, rows_solved
+from .solver import State, progress_bar
 
 Array = Any
 METHODS = ("asgd", "sag")
