@@ -86,7 +86,7 @@ def sinkhorn_newton(
         unregularised plan is far from unique. Not for ``"sns"``.
     n_sinkhorn : int, optional
         Sinkhorn iterations before the Newton steps: of ``"sns"``, default 20; of others, at most so many in each stage,
-        default 3.
+        default 2.
     density : float, optional
         Share of the n m entries of the plan in the sparse Hessian of ``"sns"``, default 8 / max(n, m): the paper's
         2 / n, taken of all (2n)^2 entries of the Hessian. Where that is not good enough it is doubled, and the message

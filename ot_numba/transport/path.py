@@ -15,7 +15,7 @@ from .truncated_newton import TruncatedNewton
 Array = Any
 LINEAR = {"auto": "auto", "semidual": "direct", "pcg": "cg", "sparse": "sparse"}
 PATH_RATIO = 4.0  #: of one regularisation to the next
-SWEEPS = 3  #: iterations at the start of every stage
+SWEEPS = 2  #: iterations at the start of every stage
 STAGE_ERROR = 3e-3  #: relative marginal error that ends a stage: small enough for the potentials to be extrapolated
 STAGE_STEPS = 30
 PATIENCE = 15  #: predicted plain iterations above which Newton steps are cheaper
@@ -140,8 +140,11 @@ class PathSolver(Solver):
     def _sweep(self, sweep: LogSweep, goal: float) -> None:
         """A few iterations."""
         self.kind = "sinkhorn"
+        exact = False
         for row_error, column_error in self._iterations(sweep, min(self.n_sinkhorn, self.max_iter - 1 - self.n_iter)):
-            error = row_error if self.problem.balanced else row_error + column_error
+            # after a column update the columns are exact, and this row error is the whole residual
+            error = row_error if exact else row_error + column_error
+            exact = self.problem.balanced
             self.passes += 1
             self._tell(sweep, error)
             if error <= goal * self.mass:

@@ -399,7 +399,9 @@ def test_regularization_path():
     assert [result.reg for result in path] == regs
     assert all(result.converged for result in path)
     assert sum(result.n_iter for result in path) < 0.8 * sum(sinkhorn_newton(C, a, b, reg=r, tol=1e-12).n_iter for r in regs)
-    assert path[0].linear_cost <= path[3].linear_cost <= path[2].linear_cost <= path[1].linear_cost
+    costs = [path[i].linear_cost for i in (0, 3, 2, 1)]  # the first two are the unregularised optimum, up to their errors
+    assert (np.diff(costs) > -1e-12).all()
+    assert costs[1] < costs[2] < costs[3]
     for result in path:
         np.testing.assert_allclose(result.plan, sinkhorn_newton(C, a, b, reg=result.reg).plan, atol=1e-7)
     zero = np.where(np.arange(100) < 5, 0, a)
@@ -471,7 +473,7 @@ def test_sns_never_diverges():
     result = sinkhorn_newton(C, a, b, reg=1e-3, method="sns", n_sinkhorn=1, max_iter=40, on_fail="ignore")
     errors = [entry.marginal_error for entry in result.history]
     assert np.isfinite(errors).all()
-    assert max(errors) <= 2
+    assert max(errors) == errors[0] <= 4  # each marginal is wrong by at most twice the mass
     assert "sparse Hessian was not good enough" in result.message
 
 
