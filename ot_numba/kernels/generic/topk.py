@@ -53,10 +53,7 @@ def _count(xp: Any, mask: Array) -> Array:
 
 
 def _level(xp: Any, x: Array, k: int, reg: float, delta: float) -> Array:
-    """Where the relaxed model pools entries, (rows, 1): ``sum_j min(max(x_j - level, 0) reg / delta, level) = k level``.
-
-    It is 0 where at most k entries are positive.
-    """
+    """Level L > 0 at which the relaxed model pools entries; 0 where at most k entries are positive; (rows, 1)."""
     ratio = reg / delta
     low, high = xp.zeros_like(x[:, :1]), xp.max(x, axis=1, keepdims=True)
     done = _count(xp, x > 0) <= k
@@ -80,7 +77,7 @@ def _level(xp: Any, x: Array, k: int, reg: float, delta: float) -> Array:
 
 def _oracle(xp: Any, s: Array, F: Array, reg: float, k: int, delta: float) -> tuple[Array, Array, Array]:
     """Plan of rows at ``x = s + F``, its conjugates (rows, 1), and how fast its row sums grow with F (rows, 1)."""
-    x = xp.where(F > -math.inf, s + F, xp.full_like(s, -math.inf))
+    x = xp.where(xp.isinf(F), xp.full_like(s, -math.inf), s + F)
     if delta == 0 or k >= s.shape[1]:
         t = xp.where(_largest(xp, s, k) & (x > 0), x, xp.zeros_like(x)) / (reg + delta)
         return t, (reg + delta) / 2 * _sum(xp, t * t), _count(xp, t > 0) / (reg + delta)
@@ -179,6 +176,7 @@ def project_simplex(V: Array, z: Array, k: int) -> Array:
     parts = []
     for lo, hi in _row_blocks(*V.shape):
         s = xp.astype(V[lo:hi, :], xp.float64)
+        s = s - xp.max(s, axis=1, keepdims=True)
         kept = _largest(xp, s, k)
         tau = _threshold(xp, _without(xp, s, kept), z[lo:hi])
         parts.append(xp.astype(xp.where(kept & (s > tau), s - tau, xp.zeros_like(s)), V.dtype))
