@@ -10,11 +10,11 @@ import numpy as np
 
 from ..contract import CostData
 from . import _arguments, _blocks, _sum_blocks
-from .exponents import TILE, fill_exponents
+from .exponents import TILE, fill_exponents, maximum
 from .jit import helper, kernel
 from .threads import run_blocks
 
-GROUP = 32  #: entries whose maximum is looked at first
+GROUP = 16  #: entries whose maximum is looked at first
 MAX_STEPS = 100  #: of Newton's method with bisection on piecewise linear functions, which takes a handful
 
 
@@ -29,11 +29,7 @@ def _group_maxima(z, out):
             top = part[j] if part[j] > top else top
         out[t] = top
     if whole < out.shape[0]:
-        part = z[whole * GROUP :]
-        top = part[0]
-        for j in range(part.shape[0]):
-            top = part[j] if part[j] > top else top
-        out[whole] = top
+        out[whole] = maximum(z[whole * GROUP :])
 
 
 @helper
@@ -46,14 +42,6 @@ def _fill_scores(x, y, scale, i, zero, G, scores, tops):
         fill_exponents(x[i : i + 1], y, scale, 0, 1, j0, j1, zero, G, scores)
         _group_maxima(scores[0, j0:j1], tops[j0 // GROUP : (j1 + GROUP - 1) // GROUP])
         j0 = j1
-
-
-@helper
-def _largest(tops):
-    top = np.float64(tops[0])
-    for t in range(tops.shape[0]):
-        top = max(top, np.float64(tops[t]))
-    return top
 
 
 @helper
@@ -97,17 +85,8 @@ def _push(z, limit, k, count, heap):
 def _select(s, tops, limit, k, heap, index, value):
     """Entries from `limit` on, of more than k the k largest, of equal ones the first; returns their number."""
     m = s.shape[0]
-    ties = k
-    if k < m:
-        if k < tops.shape[0]:
-            limit, _ = _push(tops, limit, k, 0, heap)  # k groups reach it, so the k-th largest entry does
-        count = 0
-        for t in range(tops.shape[0]):
-            if tops[t] >= limit:
-                limit, count = _push(s[t * GROUP : min(m, (t + 1) * GROUP)], limit, k, count, heap)
-        if count == k:
-            for c in range(k):
-                ties -= 1 if heap[c] > limit else 0
+    if k < tops.shape[0]:
+        limit, _ = _push(tops, limit, k, 0, heap)  # k groups reach it, so the k-th largest entry does
     count = 0
     for t in range(tops.shape[0]):
         if tops[t] >= limit:
@@ -115,9 +94,21 @@ def _select(s, tops, limit, k, heap, index, value):
                 v = np.float64(s[j])
                 index[count] = j
                 value[count] = v
-                count += 1 if v > limit or (v == limit and ties > 0) else 0
-                ties -= 1 if v == limit else 0
-    return count
+                count += 1 if v >= limit else 0
+    if count <= k:
+        return count
+    limit, _ = _push(value[:count], limit, k, 0, heap)
+    ties = k
+    for c in range(k):
+        ties -= 1 if heap[c] > limit else 0
+    kept = 0
+    for c in range(count):
+        v = value[c]
+        index[kept] = index[c]
+        value[kept] = v
+        kept += 1 if v > limit or (v == limit and ties > 0) else 0
+        ties -= 1 if v == limit else 0
+    return kept
 
 
 @helper
@@ -245,7 +236,7 @@ def _semidual_rows(
         column[:] = 0
         for i in range(block * block_rows, min(n, (block + 1) * block_rows)):
             _fill_scores(x, y, scale, i, zero, G, scores, tops)
-            top = _largest(tops)
+            top = np.float64(maximum(tops))
             mass = np.float64(a[i])
             F[i] = -top
             conjugates[i] = 0.0
@@ -315,7 +306,7 @@ def _project_simplex(V, z, k, lo, hi, block_rows, out, tops, heap, index, value)
     n = V.shape[0]
     for i in range(lo * block_rows, min(n, hi * block_rows)):
         _group_maxima(V[i], tops)
-        top = _largest(tops)
+        top = np.float64(maximum(tops))
         out[i] = 0
         if z[i] > 0:
             count = _select(V[i], tops, top - z[i], k, heap, index, value)
