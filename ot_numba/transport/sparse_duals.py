@@ -11,7 +11,6 @@ from ..arrays.validation import check_choice, check_int, check_real
 from ..costs import Cost, GibbsKernel
 from ..costs.gibbs import LOG2E
 from ..kernels import kernels_for
-from .objective import pair
 from .problem import Problem, check_potentials, make_problem
 from .result import _as_csr
 
@@ -120,8 +119,9 @@ class SparseDual:
         self.delta = relax * reg
         self.kernels = kernels_for(cost.xp, "topk")
         self._tiled = GibbsKernel(cost, LOG2E)  # at k = 1: its exponents are in the units of the cost
-        self._row_norms = -self.xp.astype(self._tiled.row_offset(), self.xp.float64)
-        self._column_offset = self._tiled.column_offset()
+        self._rows, self._columns = (
+            _Side(self.xp, weights, norms) for weights, norms in zip((a, b), cost.norms(), strict=True)
+        )
 
     def semidual(self, g: Array) -> tuple[float, Array, Array]:
         r"""Value, gradient, and the f that maximises the dual for this g.
@@ -140,14 +140,14 @@ class SparseDual:
         f : array of shape (n,)
             Row potential, float64; in rows without weight the limit for small ones.
         """
-        G = self._columns(g)
+        G = self.xp.astype(self._columns.fold(g), self.cost.dtype)
         arguments = self.reg, self.k, self.delta
         F, conjugates, sums = self._collect(
             self.kernels.semidual_rows(data, G, self.a[lo:hi], *arguments)
             for lo, hi, data in self._tiled._tiles()
         )
-        f = F + self._row_norms
-        return self._value(f, g, conjugates), self._residual(self.b, sums), f
+        f = self._rows.unfold(F)
+        return self._value(f, g, conjugates), self._columns.residual(sums), f
 
     def dual(self, f: Array, g: Array) -> tuple[float, Array, Array]:
         r"""Value :math:`\langle f, a\rangle + \langle g, b\rangle - \sum_i \Omega^*(f_i + g - C_i)` and gradients.
@@ -163,12 +163,12 @@ class SparseDual:
         grad_f, grad_g : array of shape (n,), (m,)
             Weights minus sums of the plan, float64; 0 where there is no weight.
         """
-        F, G = self._rows(f), self._columns(g)
+        F, G = self._rows.fold(f), self.xp.astype(self._columns.fold(g), self.cost.dtype)
         arguments = self.reg, self.k, self.delta
         rows, conjugates, sums = self._collect(
             self.kernels.dual_rows(data, F[lo:hi], G, *arguments) for lo, hi, data in self._tiled._tiles()
         )
-        return self._value(f, g, conjugates), self._residual(self.a, rows), self._residual(self.b, sums)
+        return self._value(f, g, conjugates), self._rows.residual(rows), self._columns.residual(sums)
 
     def plan_from_semidual(self, g: Array) -> tuple[Array, Array, Array, Array]:
         """CSR arrays ``(indptr, indices, values)`` of the plan whose rows sum to a, and f as in `semidual`."""
@@ -178,15 +178,16 @@ class SparseDual:
             return *self.plan_from_dual(f, g), f
         # the largest entry of every row, whatever it is: f is minus that entry
         F = xp.where(self.a > 0, f + xp.abs(f) + 1.0, -math.inf)
-        indptr, indices, _ = self._plan(F, self._columns(g), 1.0)
+        indptr, indices, _ = self._plan(F, g, 1.0)
         return indptr, indices, self.a[self.a > 0], f
 
     def plan_from_dual(self, f: Array, g: Array) -> tuple[Array, Array, Array]:
         """CSR arrays ``(indptr, indices, values)`` of the plan of f and g, columns in order."""
-        return self._plan(self._rows(f), self._columns(g), self.reg)
+        return self._plan(self._rows.fold(f), g, self.reg)
 
-    def _plan(self, F: Array, G: Array, reg: float) -> tuple[Array, Array, Array]:
+    def _plan(self, F: Array, g: Array, reg: float) -> tuple[Array, Array, Array]:
         xp = self.xp
+        G = xp.astype(self._columns.fold(g), self.cost.dtype)
         parts = [
             self.kernels.plan_rows(data, F[lo:hi], G, reg, self.k, self.delta)
             for lo, hi, data in self._tiled._tiles()
@@ -209,22 +210,39 @@ class SparseDual:
             sums = columns if sums is None else sums + columns
         return self.xp.concat(firsts), self.xp.concat(seconds), sums
 
-    def _rows(self, f: Array) -> Array:
-        """F for the kernels: float64, without what the cost leaves out, -inf without weight."""
-        F = self.xp.astype(f, self.xp.float64) - self._row_norms
-        return self.xp.where(self.a > 0, F, -math.inf)
-
-    def _columns(self, g: Array) -> Array:
-        """G for the kernels: in the dtype of the cost, -inf without weight."""
-        G = self._tiled.fold(g, self._column_offset)
-        return self.xp.where(self.b > 0, G, self.xp.full_like(G, -math.inf))
-
     def _value(self, f: Array, g: Array, conjugates: Array) -> float:
-        return pair(self.xp, f, self.a) + pair(self.xp, g, self.b) - float(self.xp.sum(conjugates))
+        return self._rows.pair(f) + self._columns.pair(g) - float(self.xp.sum(conjugates))
 
-    def _residual(self, weights: Array, sums: Array) -> Array:
+
+class _Side:
+    """Weights of one side, and the terms of its points that the cost leaves out of its entries."""
+
+    def __init__(self, xp: Any, weights: Array, norms: Array | None) -> None:
+        self.xp, self.norms = xp, norms
+        self.weights = xp.astype(weights, xp.float64)
+        self.positive = None if bool(xp.all(weights > 0)) else weights > 0
+
+    def _masked(self, x: Array, missing: float) -> Array:
+        """``x`` where there is weight, else `missing`."""
+        return x if self.positive is None else self.xp.where(self.positive, x, missing)
+
+    def fold(self, potential: Array) -> Array:
+        """Potential for the kernels, float64: -inf without weight."""
+        out = self.xp.astype(potential, self.xp.float64)
+        return self._masked(out if self.norms is None else out - self.norms, -math.inf)
+
+    def unfold(self, potential: Array) -> Array:
+        """Potential from the kernels in the units of the cost."""
+        return potential if self.norms is None else potential + self.norms
+
+    def pair(self, potential: Array) -> float:
+        """<potential, weights>; what has no weight does not count."""
         xp = self.xp
-        return xp.where(weights > 0, xp.astype(weights, xp.float64) - sums, xp.zeros_like(sums))
+        return float(xp.sum(self._masked(xp.astype(potential, xp.float64), 0.0) * self.weights))
+
+    def residual(self, sums: Array) -> Array:
+        """Weights less sums, 0 where there is no weight."""
+        return self._masked(self.weights - sums, 0.0)
 
 
 def semidual_sparse_plan(
