@@ -50,7 +50,10 @@ k is from 1 to m; where k = m, delta only adds to reg. -inf in F or G, or inf in
 semidual_rows       F (n,), float64, for which row i sums to a_i, with the conjugates and column sums of the
                     plan there: ``(F, conjugates, column_sums)``. Where a_i is 0, or no entry of s is finite, F is
                     minus the largest entry of s and the row is 0. With reg = 0 (and k = 1, delta = 0) F is that
-                    everywhere, all of a_i goes to the first of the largest entries, and the conjugate is 0
+                    everywhere, all of a_i goes to the first of the largest entries, and the conjugate is 0.
+                    Plan and conjugates are computed from scores less the largest of the row: the sums are
+                    right to rounding even where ``reg a_i`` is below the rounding of F
+semidual_plan_rows  that plan: ``(F, data, indices, indptr)``, entries as in `plan_rows`
 dual_rows           ``(row_sums, conjugates, column_sums)`` for given F, float64, and G
 plan_rows           the plan for given F, float64, and G: the entries that are > 0 as CSR arrays ``(data,
                     indices, indptr)``, rows in column order

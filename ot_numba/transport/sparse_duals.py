@@ -172,26 +172,27 @@ class SparseDual:
 
     def plan_from_semidual(self, g: Array) -> tuple[Array, Array, Array, Array]:
         """CSR arrays ``(indptr, indices, values)`` of the plan whose rows sum to a, and f as in `semidual`."""
-        xp = self.xp
-        _, _, f = self.semidual(g)
-        if self.reg > 0:
-            return *self.plan_from_dual(f, g), f
-        # the largest entry of every row, whatever it is: f is minus that entry
-        F = xp.where(self.a > 0, f + xp.abs(f) + 1.0, -math.inf)
-        indptr, indices, _ = self._plan(F, g, 1.0)
-        return indptr, indices, self.a[self.a > 0], f
+        G = self.xp.astype(self._columns.fold(g), self.cost.dtype)
+        arguments = self.reg, self.k, self.delta
+        parts = [
+            self.kernels.semidual_plan_rows(data, G, self.a[lo:hi], *arguments)
+            for lo, hi, data in self._tiled._tiles()
+        ]
+        F = self.xp.concat([part[0] for part in parts])
+        return *self._joined([part[1:] for part in parts]), self._rows.unfold(F)
 
     def plan_from_dual(self, f: Array, g: Array) -> tuple[Array, Array, Array]:
         """CSR arrays ``(indptr, indices, values)`` of the plan of f and g, columns in order."""
-        return self._plan(self._rows.fold(f), g, self.reg)
-
-    def _plan(self, F: Array, g: Array, reg: float) -> tuple[Array, Array, Array]:
-        xp = self.xp
-        G = xp.astype(self._columns.fold(g), self.cost.dtype)
+        F, G = self._rows.fold(f), self.xp.astype(self._columns.fold(g), self.cost.dtype)
+        arguments = self.reg, self.k, self.delta
         parts = [
-            self.kernels.plan_rows(data, F[lo:hi], G, reg, self.k, self.delta)
-            for lo, hi, data in self._tiled._tiles()
+            self.kernels.plan_rows(data, F[lo:hi], G, *arguments) for lo, hi, data in self._tiled._tiles()
         ]
+        return self._joined(parts)
+
+    def _joined(self, parts: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+        """CSR arrays of all tiles as those of one matrix."""
+        xp = self.xp
         if len(parts) == 1:
             data, indices, indptr = parts[0]
             return indptr, indices, data
@@ -299,7 +300,7 @@ def semidual_sparse_plan(
 
     Notes
     -----
-    Three passes over the cost, O(n m d) time; O(n + m + nnz) memory beyond it. For at most k entries in each column
+    Two passes over the cost, O(n m d) time; O(n + m + nnz) memory beyond it. For at most k entries in each column
     transpose the problem: ``semidual_sparse_plan(f, C.T, b, a, ...)``.
 
     References

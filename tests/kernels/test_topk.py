@@ -15,7 +15,7 @@ from ot_numba.kernels.cpu.threads import get_num_threads, set_num_threads
 
 CPU = importlib.import_module("ot_numba.kernels.cpu.topk")
 GENERIC = importlib.import_module("ot_numba.kernels.generic.topk")
-NAMES = ("semidual_rows", "dual_rows", "plan_rows", "project_simplex", "ksupport_norm_sq")
+NAMES = ("semidual_rows", "dual_rows", "semidual_plan_rows", "plan_rows", "project_simplex", "ksupport_norm_sq")
 BACKENDS = {"cpu": (CPU, np.asarray), "generic": (GENERIC, np.asarray), "strict": (GENERIC, array_api_strict.asarray)}
 each_backend = pytest.mark.parametrize("backend", list(BACKENDS))
 SIZES = st.sampled_from([1, 2, 3, 7, 31, 32, 33, 64, 100, 1025])
@@ -52,14 +52,15 @@ class Case:
         data = CostData(self.kind, asarray(self.x), asarray(self.y), self.scale)
         potentials = {
             "semidual_rows": lambda: (asarray(self.G), asarray(self.a)),
+            "semidual_plan_rows": lambda: (asarray(self.G), asarray(self.a)),
             "dual_rows": lambda: (asarray(self.F), asarray(self.G)),
             "plan_rows": lambda: (asarray(self.F), asarray(self.G)),
         }[name]()
         out = getattr(kernels, name)(data, *potentials, self.reg, self.k, self.delta)
         return tuple(to_numpy(v) for v in out)
 
-    def plan(self, backend):
-        data, indices, indptr = self.run(backend, "plan_rows")
+    def plan(self, backend, name="plan_rows"):
+        data, indices, indptr = self.run(backend, name)[-3:]
         P = np.zeros(self.s.shape)
         for i in range(len(P)):
             row = slice(indptr[i], indptr[i + 1])
@@ -239,6 +240,22 @@ def test_rows_of_the_semidual_have_their_mass(case):
 
 
 @each_backend
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize(("k", "delta"), [(1, 0.0), (3, 0.0), (40, 0.0), (3, 0.1)])
+@pytest.mark.parametrize("reg", [1e-14, 1e-3, 1.0])
+def test_plan_of_the_semidual(backend, dot, k, delta, reg):
+    """Its rows have their mass to rounding, however small reg is; its columns are those that the value comes with."""
+    case = Case(3, 9, 40, dot=dot, k=k, reg=reg, delta=delta * reg)
+    F, _, sums = case.run(backend, "semidual_rows")
+    plan = case.plan(backend, "semidual_plan_rows")
+    np.testing.assert_array_equal(case.run(backend, "semidual_plan_rows")[0], F)
+    np.testing.assert_allclose(plan.sum(1), case.a, rtol=1e-14)
+    np.testing.assert_allclose(plan.sum(0), sums, rtol=1e-14, atol=1e-15)
+    case.F = np.where(case.a > 0, F, -np.inf)
+    np.testing.assert_allclose(case.plan(backend), plan, atol=1e-14 + case.eps / (reg * (delta or 1.0)))
+
+
+@each_backend
 @pytest.mark.parametrize("k", [1, 2, 3, 50])
 def test_of_equal_entries_the_first_are_kept(backend, k):
     case = Case(0, 1, 70, k=k)
@@ -258,6 +275,9 @@ def test_no_regularisation_takes_the_first_largest_entry(backend):
     np.testing.assert_array_equal(F, -case.s.max(1))
     np.testing.assert_array_equal(conjugates, 0)
     np.testing.assert_allclose(sums, np.bincount(case.s.argmax(1), case.a, minlength=40), rtol=1e-14)
+    _, data, indices, _ = case.run(backend, "semidual_plan_rows")
+    np.testing.assert_array_equal(data, case.a[case.a > 0])
+    np.testing.assert_array_equal(indices, case.s.argmax(1)[case.a > 0])
 
 
 @each_backend
@@ -280,7 +300,7 @@ def test_threads_do_not_change_the_bits(k, delta, dot):
     try:
         for threads in (1, 2, 5):
             set_num_threads(threads)
-            results.append([case.run("cpu", name) for name in NAMES[:3]])
+            results.append([case.run("cpu", name) for name in NAMES[:4]])
     finally:
         set_num_threads(before)
     for other in results[1:]:

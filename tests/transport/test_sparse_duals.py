@@ -260,6 +260,18 @@ def test_relaxed_maximum_has_the_value_of_its_plan(k):
     assert primal == pytest.approx(value, abs=1e-7)
 
 
+@pytest.mark.parametrize("regularizer", ["l2", "ksparse"])
+def test_tiny_regularisation_approaches_none(regularizer):
+    C, a, b, _, g = problem(seed=1)
+    expected = semidual_value_and_grad(g, C, a, b, regularizer="none")
+    for reg in (1e-12, 1e-300):
+        options = {"reg": reg, "regularizer": regularizer, "k": 3 if regularizer == "ksparse" else None}
+        value, grad = semidual_value_and_grad(g, C, a, b, **options)
+        assert value == pytest.approx(expected[0], abs=1e-11)
+        np.testing.assert_allclose(grad, expected[1], atol=1e-15)
+        np.testing.assert_allclose(dense(semidual_sparse_plan(g, C, a, b, **options)).sum(1), a, rtol=1e-14)
+
+
 def test_k_from_m_on_is_quadratic():
     C, a, b, f, g = problem()
     expected = semidual_value_and_grad(g, C, a, b, reg=0.5, regularizer="l2")

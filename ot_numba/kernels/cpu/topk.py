@@ -225,34 +225,44 @@ def _masses(value, count, f, k, reg, delta):
     return total, 0.5 * conjugate + (0.5 * (k - full) * level * level / reg if level > 0 else 0.0)
 
 
+@helper
+def _solve_row(scores, tops, mass, reg, k, delta, heap, index, value):
+    """Potential, conjugate and number of entries of the row of this mass; its entries are left in `index`, `value`.
+
+    All is done with scores less the largest, so that the mass is exact however small it is next to the scores.
+    """
+    top = np.float64(maximum(tops))
+    if not (mass > 0 and top > -np.inf):
+        return -top, 0.0, 0
+    z = (reg + delta) * mass
+    count = _select(scores, tops, top - z, scores.shape[0] if delta > 0 else k, heap, index, value)
+    if reg == 0:
+        value[0] = mass
+        return -top, 0.0, 1
+    for c in range(count):
+        value[c] -= top
+    tau, count = _threshold(index, value, count, z)
+    f = -tau
+    if delta > 0 and count > k:
+        f = _relaxed_potential(value, count, f, mass, k, reg, delta)
+    _, conjugate = _masses(value, count, f, k, reg, delta)
+    return f - top, conjugate, count
+
+
 @kernel
 def _semidual_rows(
     x, y, scale, G, a, reg, k, delta, lo, hi, block_rows, F, conjugates, columns, scores, tops, heap, index, value
 ):
-    n, m = a.shape[0], G.shape[0]
+    n = a.shape[0]
     zero = np.zeros(1, G.dtype)
     for block in range(lo, hi):
         column = columns[block]
         column[:] = 0
         for i in range(block * block_rows, min(n, (block + 1) * block_rows)):
             _fill_scores(x, y, scale, i, zero, G, scores, tops)
-            top = np.float64(maximum(tops))
-            mass = np.float64(a[i])
-            F[i] = -top
-            conjugates[i] = 0.0
-            if not (mass > 0 and top > -np.inf):
-                continue
-            z = (reg + delta) * mass
-            count = _select(scores[0], tops, top - z, m if delta > 0 else k, heap, index, value)
-            if reg == 0:
-                column[index[0]] += mass
-                continue
-            tau, count = _threshold(index, value, count, z)
-            f = -tau
-            if delta > 0 and count > k:
-                f = _relaxed_potential(value, count, f, mass, k, reg, delta)
-            F[i] = f
-            _, conjugates[i] = _masses(value, count, f, k, reg, delta)
+            F[i], conjugates[i], count = _solve_row(
+                scores[0], tops, np.float64(a[i]), reg, k, delta, heap, index, value
+            )
             for c in range(count):
                 column[index[c]] += value[c]
 
@@ -278,18 +288,21 @@ def _dual_rows(
 
 @kernel
 def _plan_rows(
-    x, y, scale, F, G, reg, k, delta, lo, hi, block_rows, indptr, indices, data, filling,
+    x, y, scale, F, G, a, reg, k, delta, lo, hi, block_rows, indptr, indices, data, filling,
     scores, tops, heap, index, value,
 ):  # fmt: skip
-    """Without `filling`, the number of entries of row i as ``indptr[i + 1]``."""
+    """Plan of F, or, with a, of the F that is found. Without `filling`, sizes of the rows i as ``indptr[i + 1]``."""
     n, m = F.shape[0], G.shape[0]
     zero = np.zeros(1, G.dtype)
     for i in range(lo * block_rows, min(n, hi * block_rows)):
         count = 0
-        if F[i] > -np.inf:
+        if a is not None or F[i] > -np.inf:
             _fill_scores(x, y, scale, i, zero, G, scores, tops)
-            count = _select(scores[0], tops, -F[i], m if delta > 0 else k, heap, index, value)
-            _masses(value, count, F[i], k, reg, delta)
+            if a is None:
+                count = _select(scores[0], tops, -F[i], m if delta > 0 else k, heap, index, value)
+                _masses(value, count, F[i], k, reg, delta)
+            else:
+                F[i], _, count = _solve_row(scores[0], tops, np.float64(a[i]), reg, k, delta, heap, index, value)
         position = indptr[i] if filling else 0
         for c in range(count):
             if value[c] > 0:
@@ -384,13 +397,28 @@ def dual_rows(
     return sums, conjugates, _sum_blocks(columns)
 
 
+def semidual_plan_rows(
+    cost: CostData, G: np.ndarray, a: np.ndarray, reg: float, k: int, delta: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """F, and CSR arrays ``(data, indices, indptr)`` of the plan whose rows sum to a, in column order."""
+    F = np.empty(a.shape[0])
+    return F, *_csr(cost, F, G, a, reg, k, delta)
+
+
 def plan_rows(
     cost: CostData, F: np.ndarray, G: np.ndarray, reg: float, k: int, delta: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """CSR arrays ``(data, indices, indptr)`` of the plan of F and G, in column order."""
+    return _csr(cost, F, G, None, reg, k, delta)
+
+
+def _csr(
+    cost: CostData, F: np.ndarray, G: np.ndarray, a: np.ndarray | None, reg: float, k: int, delta: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count, then fill; with a, F is an output."""
     n, m = cost.shape
     blocks, rows = _blocks(n, m)
-    arguments = *_arguments(cost), F, G, float(reg), k, float(delta)
+    arguments = *_arguments(cost), F, G, a, float(reg), k, float(delta)
     indptr = np.zeros(n + 1, np.int64)
 
     def run(indices: np.ndarray, data: np.ndarray, filling: bool) -> None:

@@ -94,13 +94,32 @@ def _oracle(xp: Any, s: Array, F: Array, reg: float, k: int, delta: float) -> tu
     return t, conjugate, _count(xp, full) / (reg + delta) + rest * share / reg
 
 
-def _solve_rows(xp: Any, s: Array, a: Array, reg: float, k: int, delta: float) -> Array:
-    """F (rows, 1) for which the rows of the plan sum to a; minus the largest entry where a is 0."""
-    relaxed = delta > 0 and k < s.shape[1]
-    F = -_threshold(xp, s if relaxed else _without(xp, s, _largest(xp, s, k)), (reg + delta) * a)
-    if not relaxed:
-        return F
+def _solve_rows(
+    xp: Any, s: Array, a: Array, reg: float, k: int, delta: float
+) -> tuple[Array, Array, Array]:
+    """F (rows, 1) for which the rows of the plan sum to a, the plan, and its conjugates (rows, 1).
+
+    All is done with scores less the largest, so that sums are exact however small they are next to the scores.
+    """
+    top = xp.max(s, axis=1, keepdims=True)
     a = a[:, None]
+    active = (a > 0) & xp.isfinite(top)
+    if reg == 0:
+        t = xp.where(_largest(xp, s, 1) & active, a, xp.zeros_like(s))
+        return -top, t, xp.zeros_like(top)
+    s = s - xp.where(active, top, xp.zeros_like(top))
+    relaxed = delta > 0 and k < s.shape[1]
+    F = -_threshold(xp, s if relaxed else _without(xp, s, _largest(xp, s, k)), (reg + delta) * a[:, 0])
+    if relaxed:
+        F = _relaxed_potential(xp, s, F, a, reg, k, delta)
+    t, conjugates, _ = _oracle(xp, s, _without(xp, F, active), reg, k, delta)
+    return xp.where(active, F - top, -top), t, conjugates
+
+
+def _relaxed_potential(
+    xp: Any, s: Array, F: Array, a: Array, reg: float, k: int, delta: float
+) -> Array:
+    """F (rows, 1) of relaxed rows; the one given is that without a limit on the entries, a bound."""
     low, high = F, xp.full_like(F, math.inf)
     done = ~(a > 0)
     for _ in range(MAX_STEPS):
@@ -125,13 +144,7 @@ def semidual_rows(
     potentials, conjugates, column_sums = [], [], _float64_zeros(xp, m, G)
     for lo, hi in _row_blocks(n, m):
         s, masses = _scores(cost, G, lo, hi), xp.astype(a[lo:hi], xp.float64)
-        F = _solve_rows(xp, s, masses, reg, k, delta)
-        active = (masses > 0)[:, None] & xp.isfinite(F)
-        if reg > 0:
-            t, values, _ = _oracle(xp, s, _without(xp, F, active), reg, k, delta)
-        else:
-            t = xp.where(_largest(xp, s, 1) & active, masses[:, None], xp.zeros_like(s))
-            values = xp.zeros_like(F)
+        F, t, values = _solve_rows(xp, s, masses, reg, k, delta)
         potentials.append(F[:, 0])
         conjugates.append(values[:, 0])
         column_sums += xp.sum(t, axis=0)
@@ -153,21 +166,42 @@ def dual_rows(
     return xp.concat(row_sums), xp.concat(conjugates), column_sums
 
 
+def semidual_plan_rows(
+    cost: CostData, G: Array, a: Array, reg: float, k: int, delta: float
+) -> tuple[Array, Array, Array, Array]:
+    """F, and CSR arrays ``(data, indices, indptr)`` of the plan whose rows sum to a, in column order."""
+    xp = array_namespace(G)
+    potentials, plans = [], []
+    for lo, hi in _row_blocks(*cost.shape):
+        s, masses = _scores(cost, G, lo, hi), xp.astype(a[lo:hi], xp.float64)
+        F, t, _ = _solve_rows(xp, s, masses, reg, k, delta)
+        potentials.append(F[:, 0])
+        plans.append(_positive(xp, t, G.dtype))
+    return xp.concat(potentials), *_csr(xp, plans)
+
+
 def plan_rows(
     cost: CostData, F: Array, G: Array, reg: float, k: int, delta: float
 ) -> tuple[Array, Array, Array]:
     """CSR arrays ``(data, indices, indptr)`` of the plan of F and G, in column order."""
     xp = array_namespace(G)
-    n, m = cost.shape
-    data, indices, counts = [], [], []
-    for lo, hi in _row_blocks(n, m):
+    plans = []
+    for lo, hi in _row_blocks(*cost.shape):
         t, _, _ = _oracle(xp, _scores(cost, G, lo, hi), F[lo:hi, None], reg, k, delta)
-        counts.append(xp.sum(xp.astype(t > 0, xp.int64), axis=1))
-        flat = xp.reshape(t, (-1,))
-        data.append(xp.astype(flat[flat > 0], G.dtype))
-        indices.append(xp.nonzero(flat > 0)[0] % m)
-    indptr = xp.cumulative_sum(xp.concat(counts), include_initial=True)
-    return xp.concat(data), xp.concat(indices), indptr
+        plans.append(_positive(xp, t, G.dtype))
+    return _csr(xp, plans)
+
+
+def _positive(xp: Any, t: Array, dtype: Any) -> tuple[Array, Array, Array]:
+    """Positive entries of a block of rows, their columns, and how many there are in each row."""
+    flat = xp.reshape(t, (-1,))
+    counts = xp.sum(xp.astype(t > 0, xp.int64), axis=1)
+    return xp.astype(flat[flat > 0], dtype), xp.nonzero(flat > 0)[0] % t.shape[1], counts
+
+
+def _csr(xp: Any, plans: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    data, indices, counts = (xp.concat(parts) for parts in zip(*plans, strict=True))
+    return data, indices, xp.cumulative_sum(counts, include_initial=True)
 
 
 def project_simplex(V: Array, z: Array, k: int) -> Array:
