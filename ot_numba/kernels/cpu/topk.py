@@ -16,6 +16,7 @@ from .threads import run_blocks
 
 GROUP = 16  #: entries whose maximum is looked at first
 MAX_STEPS = 100  #: of Newton's method with bisection on piecewise linear functions, which takes a handful
+NEAR = 1e-14  #: a relative step of this size is the last: it ends on the piece it began on, where it is exact
 
 
 @helper(fastmath={"contract", "reassoc", "nsz", "nnan"})
@@ -173,7 +174,10 @@ def _level(value, count, f, k, reg, delta):
             high = level
         weight = k - full + ratio * pooled
         new = ratio * total / weight if weight > 0 else -1.0
-        if missing == 0 or abs(new - level) <= 4e-16 * level or high <= low:
+        if abs(new - level) <= NEAR * level:
+            level = new
+            break
+        if missing == 0 or high <= low:
             break
         level = new if low < new < high else 0.5 * (low + high)
     return level, full, pooled
@@ -199,7 +203,9 @@ def _relaxed_potential(value, count, f, a, k, reg, delta):
             size = pooled * reg / delta
             slope += rest * size / ((rest + size) * reg)
         new = f + missing / slope
-        if missing == 0 or abs(new - f) <= 4e-16 * abs(f) or high <= low:
+        if abs(new - f) <= NEAR * abs(f):
+            return new
+        if missing == 0 or high <= low:
             break
         f = new if low < new < high or high == np.inf else 0.5 * (low + high)
     return f

@@ -12,6 +12,7 @@ from . import _cost_block, _float64_zeros, _row_blocks
 
 Array = Any
 MAX_STEPS = 100  #: of Newton's method with bisection on piecewise linear functions, which takes a handful
+NEAR = 1e-14  #: a relative step of this size is the last: it ends on the piece it began on, where it is exact
 
 
 def _scores(cost: CostData, G: Array, lo: int, hi: int) -> Array:
@@ -67,7 +68,9 @@ def _level(xp: Any, x: Array, k: int, reg: float, delta: float) -> Array:
         weight = k - _count(xp, full) + ratio * _count(xp, pooled)
         safe = xp.where(weight > 0, weight, xp.ones_like(weight))
         new = ratio * _sum(xp, xp.where(pooled, x, xp.zeros_like(x))) / safe
-        done = done | (value == 0) | ((weight > 0) & (xp.abs(new - level) <= 4e-16 * level)) | (high - low <= 0)
+        last = ~done & (weight > 0) & (xp.abs(new - level) <= NEAR * level)
+        level = xp.where(last, new, level)
+        done = done | last | (value == 0) | (high - low <= 0)
         if bool(xp.all(done)):
             break
         inside = (weight > 0) & (new > low) & (new < high)
@@ -127,7 +130,9 @@ def _relaxed_potential(
         missing = a - _sum(xp, t)
         low, high = xp.where(missing > 0, F, low), xp.where(missing > 0, high, F)
         new = F + missing / xp.where(slope > 0, slope, xp.ones_like(slope))
-        done = done | (missing == 0) | (xp.abs(new - F) <= 4e-16 * xp.abs(F)) | (high - low <= 0)
+        last = ~done & (xp.abs(new - F) <= NEAR * xp.abs(F))
+        F = xp.where(last, new, F)
+        done = done | last | (missing == 0) | (high - low <= 0)
         if bool(xp.all(done)):
             break
         middle = xp.where(xp.isfinite(high), (low + high) / 2, new)
