@@ -37,6 +37,18 @@ class SparsePlan:
         ``(n, m)``.
     f, g : array of shape (n,), (m,)
         Potentials, in the units of the cost.
+
+    Examples
+    --------
+    >>> import ot_numba
+    >>> plan = ot_numba.semidual_sparse_plan([0.0, 0.0], [[0.0, 0.1], [0.7, 0.0]], reg=0.5)
+    >>> plan
+    SparsePlan(2 x 2, nnz=3)
+    >>> indices, values = plan.lists()
+    >>> indices.tolist(), values.round(6).tolist()
+    ([[0, 1], [1, -1]], [[0.35, 0.15], [0.5, 0.0]])
+    >>> plan.to_csr().sum(axis=0).round(6).tolist()
+    [0.35, 0.65]
     """
 
     indptr: Array
