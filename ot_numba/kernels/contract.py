@@ -28,6 +28,39 @@ mass_histogram      mass of the entries of P by exponent, for the choice of a tr
 csr_plan            entries of P with ``e_ij >= row_threshold_i`` as CSR arrays
 row_kth_exponent    k-th largest exponent of every row
 ==================  ==========================================================================================
+
+The module `topk` of every backend has the rows of quadratic and cardinality-constrained plans. There F and G are in
+the units of the cost, ``s_ij = G_j - scale c_ij`` in the dtype of G, and all that follows in float64. Row i of the plan
+maximises ``<F_i + s_i, t> - Omega(t)`` over ``t >= 0``, and the conjugate is that maximum. With ``x = F_i + s_i``:
+
+==================  ==========================================================================================
+delta = 0           ``t_j = max(x_j, 0) / reg`` for the k largest of the row, of equal ones those of lowest
+                    index, else 0; the conjugate is ``reg / 2 sum_j t_j**2``
+delta > 0           if at most k entries of x are positive, ``t_j = max(x_j, 0) / (reg + delta)`` and the
+                    conjugate is ``(reg + delta) / 2 sum_j t_j**2``; else, with the level L > 0 that solves
+                    ``sum_j min(max(x_j - L, 0) reg / delta, L) = k L``, the entry is full if ``(x_j - L) reg
+                    / delta >= L``, with ``t_j = x_j / (reg + delta)``, and pooled if it is above L and not full,
+                    with ``t_j = (x_j - L) / delta``, else 0. The conjugate is half the sum of ``reg + delta`` (full)
+                    or ``delta`` (pooled) times ``t_j**2``, and of ``(k - number of full) L**2 / reg``
+==================  ==========================================================================================
+
+k is from 1 to m; where k = m, delta only adds to reg. -inf in F or G, or inf in C, makes an entry 0.
+
+==================  ==========================================================================================
+semidual_rows       F (n,), float64, for which row i sums to a_i, with the conjugates and column sums of the
+                    plan there: ``(F, conjugates, column_sums)``. Where a_i is 0, or no entry of s is finite, F is
+                    minus the largest entry of s and the row is 0. With reg = 0 (and k = 1, delta = 0) F is that
+                    everywhere, all of a_i goes to the first of the largest entries, and the conjugate is 0.
+                    Plan and conjugates are computed from scores less the largest of the row: the sums are
+                    right to rounding even where ``reg a_i`` is below the rounding of F
+semidual_plan_rows  that plan: ``(F, data, indices, indptr)``, entries as in `plan_rows`
+dual_rows           ``(row_sums, conjugates, column_sums)`` for given F, float64, and G
+plan_rows           the plan for given F, float64, and G: the entries that are > 0 as CSR arrays ``(data,
+                    indices, indptr)``, rows in column order
+project_simplex     projections of the rows of V on ``{t >= 0, sum t = z_i, at most k entries > 0}``, z (L,)
+                    float64; of equal entries those of lowest index are kept
+ksupport_norm_sq    squared k-support norms of rows, float64
+==================  ==========================================================================================
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from ._solve import solve
 from .divergence import DivergenceResult, sinkhorn_divergence, sinkhorn_divergence_cost
 from .gradients import PlanVJP, plan_vjp, transport_gradients
 from .path import NewtonProgress
+from .projections import ksupport_norm_sq, project_simplex, project_simplex_topk
 from .result import TransportResult
 from .rounding import RoundedPlan, marginal_error, round_plan
 from .semidual import (
@@ -15,6 +16,7 @@ from .semidual import (
     semidual_hessian_vector,
     semidual_value_and_grad,
 )
+from .sparse_duals import SparsePlan, dual_sparse_plan, semidual_sparse_plan
 from .sparse_newton import sparse_hessian
 from .stochastic import semidual_stochastic
 
@@ -24,15 +26,21 @@ __all__ = [
     "NewtonProgress",
     "PlanVJP",
     "RoundedPlan",
+    "SparsePlan",
     "TransportResult",
     "color_transfer",
     "dual_hessian_vector",
+    "dual_sparse_plan",
     "dual_value_and_grad",
+    "ksupport_norm_sq",
     "marginal_error",
     "plan_vjp",
+    "project_simplex",
+    "project_simplex_topk",
     "regularization_path",
     "round_plan",
     "semidual_hessian_vector",
+    "semidual_sparse_plan",
     "semidual_stochastic",
     "semidual_value_and_grad",
     "sinkhorn",

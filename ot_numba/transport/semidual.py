@@ -1,4 +1,4 @@
-"""The entropic dual and semi-dual as functions: values, gradients, Hessian-vector products."""
+"""The dual and semi-dual as functions: values, gradients, and, with entropy, Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace
-from ..arrays.validation import as_float_array, dtype_name
+from ..arrays.validation import as_float_array, check_choice, dtype_name
 from ..costs.gibbs import GibbsKernel
 from .objective import pair
-from .problem import Problem, check_potentials, cost_sample, make_problem
+from .problem import REGULARIZERS, Problem, check_potentials, check_unbalanced, cost_sample, make_problem
+from .sparse_duals import SPARSE_REGULARIZERS, check_cardinality, make_sparse_dual, refuse_no_regularization
 
 Array = Any
 #: Sums of powers of 2 above 2**LIMIT leave the range of the compiled exponentials.
@@ -19,9 +20,17 @@ LIMIT = {"float64": 1000.0, "float32": 110.0}
 
 
 def semidual_value_and_grad(
-    g: Any, C: Any, a: Any = None, b: Any = None, *, reg: float, regularizer: str = "kl"
+    g: Any,
+    C: Any,
+    a: Any = None,
+    b: Any = None,
+    *,
+    reg: float | None = None,
+    regularizer: str = "kl",
+    k: int | None = None,
+    relax: float = 0.0,
 ) -> tuple[float, Array]:
-    r"""Semi-dual objective of entropic transport and its gradient.
+    r"""Semi-dual objective of regularised transport and its gradient.
 
     .. math::
 
@@ -41,6 +50,20 @@ def semidual_value_and_grad(
     with the maximum :math:`\min \langle C, P\rangle + reg \sum P (\log P - 1)`; its g is that of the KL form
     plus :math:`reg \log b`.
 
+    With ``"l2"``, ``"ksparse"`` and ``"none"`` it is
+
+    .. math::
+
+        h(g) = \langle g, b\rangle - \sum_i \max_{t \ge 0,\ \sum_j t_j = a_i} \big(\langle g - C_i, t\rangle -
+        \Omega(t)\big), \qquad \nabla h(g) = b - P^\top 1
+
+    where the rows of P are the maximisers t, for :math:`\Omega(t) = \tfrac{reg}{2} \|t\|^2`, for the same with at
+    most k positive entries (infinite for more), and for :math:`\Omega = 0`. The last two have kinks, where the gradient
+    is that of the plan in which the entries of lowest index come first among equal ones. The maximum is that of the
+    convex hull: :math:`\min \langle C, P\rangle + \sum_i \Omega^{**}(P_i)`, with half reg times the squared
+    k-support norm as :math:`\Omega^{**}` for ``"ksparse"``. `relax` > 0 adds :math:`\tfrac{relax\, reg}{2} \|t\|^2`
+    to that, which makes h smooth.
+
     Parameters
     ----------
     g : array_like of shape (m,)
@@ -50,9 +73,15 @@ def semidual_value_and_grad(
     a, b : array_like of shape (n,), (m,), optional
         Weights >= 0 of any one total; default uniform.
     reg : float
-        Regularisation strength > 0, in the units of the cost.
-    regularizer : {"kl", "entropy"}, default "kl"
+        Regularisation strength > 0, in the units of the cost; of the cost per mass for ``"l2"`` and ``"ksparse"``.
+        ``"none"`` does not use it.
+    regularizer : {"kl", "entropy", "l2", "ksparse", "none"}, default "kl"
         Form of the potential, see above.
+    k : int, optional
+        Largest number of positive entries in a row of the plan, >= 1; with ``"ksparse"`` only. From m on it is
+        ``"l2"``.
+    relax : float, default 0
+        See above, >= 0; with ``"ksparse"`` only. 0.1 is a good value.
 
     Returns
     -------
@@ -65,18 +94,22 @@ def semidual_value_and_grad(
     ------
     ValueError
         If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ, reg <=
-        0, or a row of positive weight has only infinite costs.
+        0, a row of positive weight has only infinite costs, or k is missing, < 1 or out of place.
     TypeError
         If the arrays are of different libraries, or no real numbers.
 
     Notes
     -----
-    Two passes over the cost, O(n m d) time for points of dimension d; O(n + m) memory beyond the cost.
+    Two passes over the cost, one for ``"l2"``, ``"ksparse"`` and ``"none"``, O(n m d) time for points of dimension d;
+    O(n + m) memory beyond the cost. `semidual_sparse_plan` gives the plan; for at most k entries in each column
+    transpose the problem.
 
     References
     ----------
     Genevay, Cuturi, Peyré, Bach, "Stochastic optimization for large-scale optimal
-    transport", NeurIPS 2016, arXiv 1605.08527.
+    transport", NeurIPS 2016, arXiv 1605.08527. Blondel, Seguy, Rolet, "Smooth and sparse optimal transport", AISTATS
+    2018, arXiv 1710.06276. Liu, Puigcerver, Blondel, "Sparsity-constrained optimal transport", ICLR 2023, arXiv
+    2209.15466.
 
     Examples
     --------
@@ -87,7 +120,17 @@ def semidual_value_and_grad(
     (0.282058, [-0.02105, 0.02105])
     >>> round(ot_numba.sinkhorn(C, reg=0.5).value, 6)
     0.28311
+    >>> value, grad = ot_numba.semidual_value_and_grad([0.1, 0.0], C, reg=0.5, regularizer="l2")
+    >>> round(value, 6), grad.tolist()
+    (0.125, [0.0, 0.0])
     """
+    check_choice(regularizer, "regularizer", (*REGULARIZERS, *SPARSE_REGULARIZERS))
+    if regularizer in SPARSE_REGULARIZERS:
+        problem, dual = make_sparse_dual(C, a, b, reg=reg, regularizer=regularizer, k=k, relax=relax)
+        _, g = check_potentials(problem.xp.zeros_like(problem.a), g, problem)
+        value, grad, _ = dual.semidual(g)
+        return value, problem.xp.astype(grad, problem.cost.dtype)
+    check_cardinality(regularizer, k, relax)
     problem, gibbs, g = _semidual_problem(g, C, a, b, reg, regularizer)
     F, G, f = rows_solved(problem, gibbs, g)
     value = pair(problem.xp, f, problem.a) + pair(problem.xp, g, problem.b)
@@ -145,6 +188,7 @@ def semidual_hessian_vector(
     >>> ot_numba.semidual_hessian_vector([0.0, 0.0], [1.0, -1.0], C, reg=0.5).round(6).tolist()
     [-0.419974, 0.419974]
     """
+    _refuse_hessian(regularizer)
     problem, gibbs, g = _semidual_problem(g, C, a, b, reg, regularizer)
     xp, a = problem.xp, problem.a
     v = _check_vectors(v, "v", problem, problem.cost.shape[1])
@@ -167,8 +211,10 @@ def dual_value_and_grad(
     reg: float,
     regularizer: str = "kl",
     unbalanced: float | tuple[float | None, float | None] | None = None,
+    k: int | None = None,
+    relax: float = 0.0,
 ) -> tuple[float, tuple[Array, Array]]:
-    r"""Dual objective of entropic transport and its gradient.
+    r"""Dual objective of regularised transport and its gradient.
 
     .. math::
 
@@ -186,6 +232,16 @@ def dual_value_and_grad(
     1)` in place of the KL term. Balanced, its potentials are those of the KL form plus :math:`reg \log a` and
     :math:`reg \log b`.
 
+    With ``"l2"`` and ``"ksparse"`` it is
+
+    .. math::
+
+        D(f, g) = \langle f, a\rangle + \langle g, b\rangle - \frac{1}{2\, reg} \sum_{ij \in S} \max(f_i + g_j -
+        C_{ij}, 0)^2, \qquad P_{ij} = \max(f_i + g_j - C_{ij}, 0) / reg \ \text{on } S, \text{ else } 0
+
+    where S is all pairs, and the k pairs of each row with the largest :math:`g_j - C_{ij}`, of equal ones those of
+    lowest index. Maximised over f it is the semi-dual (see `semidual_value_and_grad`, also for `relax`).
+
     Parameters
     ----------
     f, g : array_like of shape (n,), (m,)
@@ -196,12 +252,14 @@ def dual_value_and_grad(
     a, b : array_like of shape (n,), (m,), optional
         Weights >= 0 of one total, of any two if unbalanced; default uniform.
     reg : float
-        Regularisation strength > 0, in the units of the cost.
-    regularizer : {"kl", "entropy"}, default "kl"
+        Regularisation strength > 0, in the units of the cost; of the cost per mass for ``"l2"`` and ``"ksparse"``.
+    regularizer : {"kl", "entropy", "l2", "ksparse"}, default "kl"
         Form of the potentials, see above.
     unbalanced : float or pair, optional
         Strengths rho of the marginal penalties, in the units of the cost; one number for both sides; None or
-        inf makes a side a hard constraint.
+        inf makes a side a hard constraint. With ``"kl"`` and ``"entropy"`` only.
+    k, relax : optional
+        As in `semidual_value_and_grad`; with ``"ksparse"`` only.
 
     Returns
     -------
@@ -214,13 +272,15 @@ def dual_value_and_grad(
     ------
     ValueError
         If a shape does not fit, an entry is NaN, a weight is negative, the totals of a and b differ
-        (balanced), reg <= 0, or a point of positive weight has only infinite costs.
+        (balanced), reg <= 0, a point of positive weight has only infinite costs, k is missing, < 1 or out of place,
+        or the penalties are.
     TypeError
         If the arrays are of different libraries, or no real numbers.
 
     Notes
     -----
-    Two passes over the cost, O(n m d) time; O(n + m) memory beyond the cost.
+    Two passes over the cost, one for ``"l2"`` and ``"ksparse"``, O(n m d) time; O(n + m) memory beyond the cost.
+    `dual_sparse_plan` gives the plan.
 
     References
     ----------
@@ -235,6 +295,17 @@ def dual_value_and_grad(
     >>> round(value, 6), grad_f.round(6).tolist(), grad_g.round(6).tolist()
     (0.222313, [-0.27154, 0.216166], [-0.213404, 0.15803])
     """
+    check_choice(regularizer, "regularizer", (*REGULARIZERS, *SPARSE_REGULARIZERS))
+    if regularizer in SPARSE_REGULARIZERS:
+        refuse_no_regularization(regularizer)
+        if any(map(math.isfinite, check_unbalanced(unbalanced))):
+            raise ValueError(f"unbalanced goes with regularizer='kl' or 'entropy', got {regularizer!r}")
+        problem, dual = make_sparse_dual(C, a, b, reg=reg, regularizer=regularizer, k=k, relax=relax)
+        f, g = check_potentials(f, g, problem)
+        value, *grads = dual.dual(f, g)
+        grad_f, grad_g = (problem.xp.astype(grad, problem.cost.dtype) for grad in grads)
+        return value, (grad_f, grad_g)
+    check_cardinality(regularizer, k, relax)
     problem, gibbs, f, g, F, G = _dual_problem(f, g, C, a, b, reg, regularizer, unbalanced)
     xp = problem.xp
     with np.errstate(over="ignore"):  # an infinite mass is an answer
@@ -310,6 +381,7 @@ def dual_hessian_vector(
     >>> hu.tolist(), hv.tolist()
     ([0.0, 0.0], [0.0, 0.0])
     """
+    _refuse_hessian(regularizer)
     problem, gibbs, f, g, F, G = _dual_problem(f, g, C, a, b, reg, regularizer, unbalanced)
     xp = problem.xp
     u, v = (
@@ -349,6 +421,14 @@ def log_weights(xp: Any, weights: Array, missing: float) -> Array:
     positive = weights > 0
     logs = xp.log(xp.astype(xp.where(positive, weights, xp.ones_like(weights)), xp.float64))
     return xp.where(positive, logs, missing)
+
+
+def _refuse_hessian(regularizer: str) -> None:
+    """Raise for regularisers whose objective has no second derivative everywhere."""
+    if regularizer in SPARSE_REGULARIZERS:
+        raise ValueError(
+            f"regularizer must be 'kl' or 'entropy', got {regularizer!r}: its gradient has kinks, so no Hessian"
+        )
 
 
 def _semidual_problem(

@@ -416,7 +416,9 @@ def test_no_array_of_the_size_of_the_plan():
         ({"reg": -1}, ValueError, "reg must be > 0"),
         ({"reg": np.nan}, ValueError, "reg must be a number"),
         ({"reg": np.inf}, ValueError, "reg must be"),
-        ({"regularizer": "l2"}, ValueError, "regularizer must be one of"),
+        ({"regularizer": "L2"}, ValueError, "regularizer must be one of .*'kl', .*'ksparse'"),
+        ({"k": 2}, ValueError, "k goes with regularizer='ksparse'"),
+        ({"regularizer": "entropy", "relax": 0.1}, ValueError, "relax goes with regularizer='ksparse'"),
         ({"g": array_api_strict.zeros(5)}, TypeError, "array_api_strict and numpy"),
     ],
 )
@@ -437,6 +439,11 @@ def test_bad_vectors_and_penalties_are_named():
         dual_hessian_vector(f, g, np.nan * f, g, C, a, b, reg=0.1)
     with pytest.raises(ValueError, match="as many vectors"):
         dual_hessian_vector(f, g, np.ones((6, 2)), np.ones((5, 3)), C, a, b, reg=0.1)
+    for regularizer in ("none", "l2", "ksparse"):
+        with pytest.raises(ValueError, match=r"must be 'kl' or 'entropy', got .* no Hessian"):
+            semidual_hessian_vector(g, g, C, a, b, reg=0.1, regularizer=regularizer)
+        with pytest.raises(ValueError, match=r"must be 'kl' or 'entropy', got .* no Hessian"):
+            dual_hessian_vector(f, g, f, g, C, a, b, reg=0.1, regularizer=regularizer)
     with pytest.raises(ValueError, match="unbalanced must be > 0"):
         dual_value_and_grad(f, g, C, a, b, reg=0.1, unbalanced=0)
     with pytest.raises(ValueError, match="row 1"):
