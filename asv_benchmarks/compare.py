@@ -14,13 +14,14 @@ import argparse
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
@@ -261,7 +262,7 @@ def newton(args: argparse.Namespace) -> None:
                 to_residual(recipe, args.library or peers.NEWTON, 1e-9, [("ot_numba newton", None, 3)], args)
 
 
-PATIENCE = 3.0  #: seconds for one problem of `robustness`
+PATIENCE = 2.0  #: seconds of processor time for one problem of `robustness`
 
 
 def robustness(args: argparse.Namespace) -> None:
@@ -269,35 +270,49 @@ def robustness(args: argparse.Namespace) -> None:
     print(f"\n200 problems of 20 to 200 points a side, not solved to 1e-09 within {PATIENCE:g} s", flush=True)
     failed: dict[str, set[int]] = {}
     for name in args.library or ("ot_numba newton", *(peer for peer in peers.NEWTON if peer.startswith("regot"))):
-        reasons: dict[int, str] = {}
-        worker = None
-        for index in range(200):
-            if worker is None:
-                worker = Candidate(name, partial(problems.regot_family, "points", 144, 0.01))
-                worker(_to_tolerance, 1000, 1e-9)  # compiles
-            try:
-                error = worker(_residual_of, name, index, args.seed, timeout=PATIENCE)
-            except TimeoutError:
-                worker, reasons[index] = None, "slow"
-            except Exception as failure:
-                reasons[index] = type(failure).__name__
-            else:
-                if not error <= 1e-9:
-                    reasons[index] = "wrong" if math.isfinite(error) else "not finite"
+        reasons, start = {}, 0
+        while start < 200:
+            with candidates([name], partial(problems.regot_family, "points", 144, 0.01)) as ready:
+                if not ready:
+                    break
+                if name.startswith("ot_numba"):
+                    ready[name](_to_tolerance, 1000, 1e-9)  # compiles
+                start = _failures(ready[name], name, start, args.seed, reasons)
+        if not start:
+            continue
         failed[name] = set(reasons)
         counts = {reason: list(reasons.values()).count(reason) for reason in sorted(set(reasons.values()))}
         each = " ".join(f"{kind} {sum(i % 4 == k for i in reasons)}" for k, kind in enumerate(newton_problems.KINDS))
         print(f"  {name:24s} {len(reasons):4d}  {counts or ''}  {each}", flush=True)
     others = [indices for name, indices in failed.items() if name.startswith("regot")]
-    if others:
+    if len(others) > 1:
         print(f"  {'all of regot':24s} {len(set.intersection(*others)):4d}", flush=True)
+
+
+def _failures(candidate: Candidate, name: str, start: int, seed: int, reasons: dict[int, str]) -> int:
+    """Collect why problems from `start` on are not solved; where to go on once the process is used up."""
+    for index in range(start, 200):
+        try:
+            error = candidate(_residual_of, name, index, seed)
+        except BrokenExecutor:
+            reasons[index] = "slow"
+            return index + 1
+        except Exception as failure:
+            reasons[index] = type(failure).__name__
+        else:
+            if not error <= 1e-9:
+                reasons[index] = "wrong" if math.isfinite(error) else "not finite"
+    return 200
 
 
 def _residual_of(_: peers.Run, __: problems.Problem, name: str, index: int, seed: int) -> float:
     problem = _mixed(name, index, seed)
     # regot's rule is on the Euclidean norm of most of the gradient; a residual so small is not asked for in vain
     tol = 1e-9 if name.startswith("ot_numba") else 2e-10
-    return problems.residual(problem, peers.prepare(name, problem)(100_000, tol))
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)  # ends this process, compiled code or not
+    answer = peers.prepare(name, problem)(100_000, tol)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return problems.residual(problem, answer)
 
 
 def _mixed(name: str, index: int, seed: int) -> problems.Problem:
