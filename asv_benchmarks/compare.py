@@ -1,6 +1,6 @@
 """Ratios to other libraries, measured in turn on the same input: what one run after another cannot give.
 
-    python asv_benchmarks/compare.py [iteration online tolerance newton threads startup exp] --n 1000 4000 --seed 1
+    python asv_benchmarks/compare.py [iteration online tolerance newton robustness threads startup exp] --n 1000 4000
 
 Every candidate runs once per round, so that what else the machine does falls on all of them alike; medians over the
 rounds. All run on one thread, and the time is the processor's: waiting for one does not count. Each has a process of
@@ -11,22 +11,29 @@ not installed is left out, and said so.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks import peers, problems, timing  # before NumPy: it sets the numbers of threads
+from benchmarks import (  # before NumPy: it sets the numbers of threads
+    newton as newton_problems,
+    peers,
+    problems,
+    timing,
+)
 
 Targets = Iterable[tuple[str, str | None, float]]
 Recipe = Callable[[], problems.Problem]
@@ -255,6 +262,70 @@ def newton(args: argparse.Namespace) -> None:
                 to_residual(recipe, args.library or peers.NEWTON, 1e-9, [("ot_numba newton", None, 3)], args)
 
 
+PATIENCE = 2.0  #: seconds of processor time for one problem of `robustness`
+
+
+def robustness(args: argparse.Namespace) -> None:
+    """Of 200 hard problems, how many are not solved to a residual of 1e-9 within seconds."""
+    print(f"\n200 problems of 20 to 200 points a side, not solved to 1e-09 within {PATIENCE:g} s", flush=True)
+    failed: dict[str, set[int]] = {}
+    for name in args.library or ("ot_numba newton", *(peer for peer in peers.NEWTON if peer.startswith("regot"))):
+        reasons, start = {}, 0
+        while start < 200:
+            with candidates([name], partial(problems.regot_family, "points", 144, 0.01)) as ready:
+                if not ready:
+                    break
+                if name.startswith("ot_numba"):
+                    ready[name](_to_tolerance, 1000, 1e-9)  # compiles
+                start = _failures(ready[name], name, start, args.seed, reasons)
+        if not start:
+            continue
+        failed[name] = set(reasons)
+        counts = {reason: list(reasons.values()).count(reason) for reason in sorted(set(reasons.values()))}
+        each = " ".join(f"{kind} {sum(i % 4 == k for i in reasons)}" for k, kind in enumerate(newton_problems.KINDS))
+        print(f"  {name:24s} {len(reasons):4d}  {counts or ''}  {each}", flush=True)
+    others = [indices for name, indices in failed.items() if name.startswith("regot")]
+    if len(others) > 1:
+        print(f"  {'all of regot':24s} {len(set.intersection(*others)):4d}", flush=True)
+
+
+def _failures(candidate: Candidate, name: str, start: int, seed: int, reasons: dict[int, str]) -> int:
+    """Collect why problems from `start` on are not solved; where to go on once the process is used up."""
+    for index in range(start, 200):
+        try:
+            error = candidate(_residual_of, name, index, seed)
+        except BrokenExecutor:
+            reasons[index] = "slow"
+            return index + 1
+        except Exception as failure:
+            reasons[index] = type(failure).__name__
+        else:
+            if not error <= 1e-9:
+                reasons[index] = "wrong" if math.isfinite(error) else "not finite"
+    return 200
+
+
+def _residual_of(_: peers.Run, __: problems.Problem, name: str, index: int, seed: int) -> float:
+    problem = _mixed(name, index, seed)
+    # regot's rule is on the Euclidean norm of most of the gradient; a residual so small is not asked for in vain
+    tol = 1e-9 if name.startswith("ot_numba") else 2e-10
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)  # ends this process, compiled code or not
+    answer = peers.prepare(name, problem)(100_000, tol)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return problems.residual(problem, answer)
+
+
+def _mixed(name: str, index: int, seed: int) -> problems.Problem:
+    """The problem; without empty rows and columns for regot, which asks for positive weights."""
+    problem = newton_problems.mixed(index, seed)
+    if name.startswith("regot"):
+        rows, columns = problem.a > 0, problem.b > 0
+        problem = problems.Problem(
+            problem.a[rows], problem.b[columns], problem.reg, matrix=problem.C[np.ix_(rows, columns)]
+        )
+    return problem
+
+
 def threads(args: argparse.Namespace) -> None:
     """Two threads against one."""
     import ot_numba
@@ -330,7 +401,7 @@ def repeated(call: Callable[[], object], times: int) -> float:
 
 
 def main() -> None:
-    suites = {f.__name__: f for f in (iteration, online, tolerance, newton, threads, startup, exp)}
+    suites = {f.__name__: f for f in (iteration, online, tolerance, newton, robustness, threads, startup, exp)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

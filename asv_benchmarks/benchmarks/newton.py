@@ -4,9 +4,60 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from . import peers, problems, timing
 
 RESIDUAL = 1e-9
+KINDS = ("uniform", "line", "points", "images")
+
+
+def mixed(index: int, seed: int = 100) -> problems.Problem:
+    """One of a series of hard problems of small size, each of other sizes, costs, weights and regularisation.
+
+    The costs take turns: independent uniform ones, some of few values; squared distances on a line; powers of the
+    distance of points in 2 to 64 dimensions, some of which coincide; L1 distances on grids. The weights: all equal,
+    spread over orders of magnitude, some zero, or spots. `reg` is 1e-5 to 1e-2 of the range of the cost.
+    """
+    rng = np.random.default_rng([seed, index])
+    n, m = rng.integers(20, 201, size=2)
+    kind, variant = index % 4, index // 4
+    if kind == 0:
+        C = rng.random((n, m))
+        C = C if variant % 2 else np.round(C, 2)
+        x, y = rng.random((n, 1)), rng.random((m, 1))
+    elif kind == 1:
+        x, y = np.linspace(0, 5, n)[:, None], np.linspace(0, 5, m)[:, None]
+        C = (x - y.T) ** 2
+    elif kind == 2:
+        d = 2 ** int(rng.integers(1, 7))
+        x, y = rng.normal(size=(n, d)), 0.5 + rng.normal(size=(m, d))
+        y[: m // 10] = x[rng.integers(n, size=m // 10)]
+        C = problems.squared_distances(x, y) ** (1.0, 0.5, 1.5)[variant % 3]
+    else:
+        x, y = (_grid(max(4, math.isqrt(size))) for size in (n, m))
+        C = sum(np.abs(x[:, k, None] - y[:, k]) for k in range(2))
+    a, b = (_weights(rng, points, (variant + side) % 4) for side, points in enumerate((x, y)))
+    return problems.Problem(a, b, float((C.max() - C.min()) * 10 ** rng.uniform(-5, -2)), matrix=C)
+
+
+def _grid(side: int) -> np.ndarray:
+    return np.stack(np.meshgrid(*[np.linspace(0, 1, side)] * 2), axis=-1).reshape(-1, 2)
+
+
+def _weights(rng: np.random.Generator, points: np.ndarray, kind: int) -> np.ndarray:
+    """Weights with the sum 1: equal, spread, with zeros, or spots."""
+    n = len(points)
+    weights = rng.dirichlet(np.full(n, (1.0, 0.3, 1.0, 1.0)[kind])) + 1e-12
+    if kind == 0:
+        weights = np.ones(n)
+    elif kind == 2:
+        weights[rng.random(n) < 0.3] = 0
+    elif kind == 3:
+        width = 0.2 * np.ptp(points)
+        spots = points[rng.integers(n, size=3)]
+        weights = 1e-3 + sum(np.exp(-((points - spot) ** 2).sum(1) / (2 * width**2)) for spot in spots)
+    return weights / weights.sum()
 
 
 class Families:

@@ -1,7 +1,9 @@
 """The emulation itself: what is wrong in a kernel or a launch is caught; what is right passes, computed right."""
 
+import ast
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import array_api_compat
@@ -558,6 +560,43 @@ def test_functions_are_those_of_cupy():
     assert set(stand_in.FUNCTIONS.split()) <= set(known)
     with install() as cupy, pytest.raises(TypeError, match="where"):
         cupy.sum(cupy.ones(3), where=True)  # NumPy has it
+
+
+LINEAR_ALGEBRA = {"cupy.linalg.cholesky": "a", "cupyx.scipy.linalg.solve_triangular": "a b trans lower"}
+LINEAR_ALGEBRA |= {"cupyx.errstate": "linalg"}
+
+
+@pytest.mark.parametrize("name", LINEAR_ALGEBRA)
+def test_linear_algebra_is_that_of_cupy(name):
+    """From the sources, as some of it cannot be imported without the libraries of a GPU."""
+    module, _, own = name.rpartition(".")
+    root = PathFinder.find_spec(module.split(".")[0])
+    if root is None:
+        pytest.skip("CuPy is not installed")
+    package = Path(root.submodule_search_locations[0]).parent
+    exports = ast.walk(ast.parse(package.joinpath(*module.split("."), "__init__.py").read_text()))
+    sources = [
+        n.module for n in exports if isinstance(n, ast.ImportFrom) and own in [a.asname or a.name for a in n.names]
+    ]
+    defined = ast.parse(package.joinpath(*sources[0].split(".")).with_suffix(".py").read_text()).body
+    (found,) = (n for n in defined if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == own)
+    if isinstance(found, ast.ClassDef):
+        (found,) = (n for n in found.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    names = {argument.arg for argument in found.args.args + found.args.kwonlyargs}
+    assert set(LINEAR_ALGEBRA[name].split()) <= names
+
+
+def test_linear_algebra(emulated):
+    from cupyx import errstate
+    from cupyx.scipy.linalg import solve_triangular
+
+    A, b = np.array([[4.0, 2.0], [2.0, 5.0]]), np.array([2.0, -1.0])
+    L = emulated.linalg.cholesky(emulated.asarray(A))
+    y = solve_triangular(L.T, emulated.asarray(b), trans="T")
+    np.testing.assert_allclose(solve_triangular(L.T, y).get(), np.linalg.solve(A, b))
+    with errstate(linalg="raise"), pytest.raises(np.linalg.LinAlgError):
+        emulated.linalg.cholesky(emulated.asarray(-A))
+    assert np.isnan(emulated.linalg.cholesky(emulated.asarray(-A)).get()).all()
 
 
 def test_sparse_matrices(emulated):

@@ -15,6 +15,7 @@ from emulation import configure, counted
 import ot_numba
 from ot_numba.arrays import config
 from ot_numba.kernels.cuda import loader
+from ot_numba.optimize import conjugate_gradient, factorize_laplacian
 
 N, M = 40, 50
 TOL, RTOL = {"float64": 1e-9, "float32": 1e-5}, {"float64": 1e-6, "float32": 5e-4}
@@ -275,6 +276,73 @@ def test_iterations_wait_at_convergence_checks_only(cupy, data, method):
     assert many.syncs - few.syncs <= 12 * checks
     assert many.to_device == few.to_device
     assert many.peak <= few.peak + 2000
+
+
+def iterate(matrix, right, **options):
+    """Conjugate gradients with the diagonal, and the products that they take."""
+    diagonal, products = abs(matrix).max(axis=0), []
+    found = conjugate_gradient(
+        lambda v: products.append(0) or matrix @ v, right, preconditioner=lambda r: r / diagonal, **options
+    )
+    return found, len(products)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "case", ["definite", "few iterations", "start", "identity", "indefinite", "negative", "nan", "zero"]
+)
+def test_conjugate_gradients_freeze_where_they_would_stop(cupy, case, dtype):
+    """The host looks now and then only; it finds what a loop that looks each time has stopped at."""
+    rng = np.random.default_rng(3)
+    root = rng.standard_normal((40, 60)) * np.logspace(0, 1, 40)[:, None]
+    matrices = {
+        "identity": np.eye(40),
+        "indefinite": np.diag(np.r_[np.ones(37), -1, -1, -1]),
+        "negative": -np.eye(40),
+        "nan": np.full((40, 40), np.nan),
+    }
+    matrix = matrices.get(case, root @ root.T).astype(dtype)
+    right = (0 if case == "zero" else 1) * root[:, 0].astype(dtype)
+    options = {"tol": {"float64": 1e-9, "float32": 1e-4}[dtype], "max_iter": 9 if case == "few iterations" else 1000}
+    start = {"init": right} if case == "start" else {}
+    want, _ = iterate(matrix, right, **start, **options)
+    start = {name: cupy.asarray(v) for name, v in start.items()}
+    found, products = iterate(cupy.asarray(matrix), cupy.asarray(right), **start, **options)
+    assert found.converged is want.converged
+    assert type(found.n_iter) is int
+    assert abs(found.n_iter - want.n_iter) <= (0 if dtype == "float64" else 2)
+    assert found.n_iter <= products - len(start) <= 1.25 * found.n_iter + 4
+    assert found.x.dtype == dtype
+    np.testing.assert_allclose(found.x.get(), want.x, rtol=0, atol=10 * options["tol"] * np.abs(want.x).max())
+    if want.converged:
+        assert found.residual <= options["tol"]
+    else:
+        assert found.residual == pytest.approx(want.residual, rel=1e-3)
+
+
+@pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+def test_conjugate_gradients_wait_ever_less(cupy):
+    rng = np.random.default_rng(4)
+    root = rng.standard_normal((300, 320))
+    matrix, right = cupy.asarray(root @ root.T), cupy.asarray(root[:, 0])
+    syncs = []
+    for count in (10, 100, 1000):
+        with counted() as counts:
+            found, products = iterate(matrix, right, tol=0, max_iter=count)
+        assert found.n_iter == products == count
+        syncs.append(counts.syncs)
+    assert syncs[0] <= 5
+    assert max(syncs[1] - syncs[0], syncs[2] - syncs[1]) <= 12  # as many for each factor of 10
+
+
+def test_factorised_laplacian(cupy):
+    rng = np.random.default_rng(5)
+    W, extra, r = rng.random((30, 20)), np.full(20, 1e-3), rng.standard_normal((2, 20))
+    want = factorize_laplacian(W, extra)
+    found = factorize_laplacian(cupy.asarray(W), cupy.asarray(extra))
+    for right in r:
+        np.testing.assert_allclose(found(cupy.asarray(right)).get(), want(right), rtol=1e-9)
+    assert factorize_laplacian(cupy.asarray(W), cupy.asarray(-extra)) is None
 
 
 def test_a_compiler_that_is_missing_is_named(emulated, monkeypatch):

@@ -6,7 +6,7 @@ from numba import njit
 
 from ot_numba.arrays import ConvergenceError, ConvergenceWarning, to_numpy
 from ot_numba.costs import Grid, PointCloud
-from ot_numba.transport import sinkhorn
+from ot_numba.transport import sinkhorn, sinkhorn_newton
 from ot_numba.transport.gradients import plan_vjp, transport_gradients
 
 REG = 0.2
@@ -291,11 +291,12 @@ def test_vjp_scaling_of_cost_and_reg():
     assert np.allclose(got.C.sum(1), 0, rtol=0, atol=1e-12)
 
 
-def test_vjp_at_small_reg_keeps_its_digits():
+@pytest.mark.parametrize("reg", [0.02, 1e-3, 1e-4])
+def test_vjp_at_small_reg_keeps_its_digits(reg):
     """Against the same system in extended precision."""
     mpmath = pytest.importorskip("mpmath")
     C, a, b = random_problem(1)
-    result = exact(C, a, b, reg=0.02, max_iter=200_000)
+    result = sinkhorn_newton(C, a, b, reg=reg, tol=1e-15, on_fail="ignore")
     G = np.random.default_rng(7).standard_normal(C.shape)
     P = result.plan
     with mpmath.workdps(60):
@@ -313,19 +314,81 @@ def test_vjp_at_small_reg_keeps_its_digits():
             K[6 + j, 6 + j] = columns[j]
         solution = mpmath.lu_solve(K[:10, :10], right[:10, :])
         left = np.array([float(v) for v in solution] + [0.0])
-    want = (P * (left[:6, None] + left[6:]) - G * P) / 0.02
-    got = plan_vjp(result, G).C
-    assert np.allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
+    weight_shift = (left[:6] @ P.sum(1) - left[6:] @ P.sum(0)) / 2
+    got = plan_vjp(result, G)
+    with mpmath.workdps(60):
+        want = [
+            [P[i, j] * (solution[i] + (solution[6 + j] if j < 4 else 0) - G[i, j]) for j in range(5)] for i in range(6)
+        ]
+    want = np.array(want, float) / reg
+    assert np.allclose(got.C, want, rtol=0, atol=1e-10 * np.abs(want).max() + 1e-15 / reg)
+    assert np.allclose(got.a, left[:6] - weight_shift, rtol=0, atol=1e-10 * np.abs(left).max())
+    assert np.allclose(got.b, left[6:] + weight_shift, rtol=0, atol=1e-10 * np.abs(left).max())
 
 
-def test_vjp_disconnected_plan():
+@pytest.mark.parametrize("unbalanced", [None, 0.5, (0.5, None)], ids=str)
+@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("name", ["uniform", "points", "line", "L1"])
+def test_vjp_and_gradients_at_the_accuracy_of_newton(name, reg, unbalanced):
+    """Against differences of solutions by Newton's method, to what is left of their digits."""
+    rng = np.random.default_rng(0)
+    t, x = np.linspace(0, 1, 25), np.stack(np.divmod(np.arange(25), 5), axis=1) / 8
+    C = {
+        "uniform": rng.random((25, 25)),
+        "points": ((rng.random((25, 1, 2)) - 0.7 * rng.random((25, 2))) ** 2).sum(-1),
+        "line": (t[:, None] - t) ** 2,
+        "L1": np.abs(x[:, None] - x).sum(-1),
+    }[name]
+    a, b = rng.dirichlet(np.full(25, 2.0), 2) * [[1.0], [1.0 if unbalanced is None else 1.2]]
+    G, D = rng.standard_normal((2, *C.shape))
+    da, db = a * rng.standard_normal(25), b * rng.standard_normal(25)
+    if unbalanced is None:
+        da, db = da - a * da.sum(), db - b * db.sum()
+
+    def solution(cost=0.0, weights=0.0, more=0.0, init=None):
+        return sinkhorn_newton(
+            C + cost * D, a + weights * da, b + weights * db, reg=reg + more, unbalanced=unbalanced, tol=1e-12,
+            init=init, on_fail="ignore",
+        )  # fmt: skip
+
+    result = solution()
+    vjp, gradients = plan_vjp(result, G), transport_gradients(result, ("a", "b", "C", "reg"))
+    for what, h, by_loss, by_value in (
+        ("cost", 0.01 * reg, (vjp.C * D).sum(), (gradients["C"] * D).sum()),
+        ("weights", 1e-5, da @ vjp.a + db @ vjp.b, da @ gradients["a"] + db @ gradients["b"]),
+        ("more", 0.01 * reg, vjp.reg, gradients["reg"]),
+    ):
+        shifted = [solution(**{what: k * h}, init=result) for k in (1, -1, 2, -2)]
+        losses, values = ([f(r) for r in shifted] for f in (lambda r: (G * r.plan).sum(), lambda r: r.dual_value))
+        for found, (one, minus_one, two, minus_two), rtol in ((by_loss, losses, 1e-6), (by_value, values, 1e-7)):
+            slope = (8 * (one - minus_one) - (two - minus_two)) / (12 * h)
+            assert abs(found - slope) <= rtol * (1 + abs(slope)), (what, found, slope)
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_vjp_of_a_plan_in_blocks(solver):
+    """What weak or missing links leave open does not matter to the derivatives by C and reg."""
     C = np.array([[0.0, 1.0], [1.0, 0.0]])
-    result = sinkhorn(C, reg=1e-4)
-    assert result.plan[0, 1] == 0
     G = np.array([[1.0, 2.0], [3.0, 4.0]])
-    with pytest.raises(ValueError, match="blocks without a link"):
-        plan_vjp(result, G)
-    assert np.allclose(plan_vjp(result, G, solver="cg").C, 0, rtol=0, atol=1e-9)
+    for reg in (0.03, 0.01, 1e-3, 1e-4):
+        got = plan_vjp(sinkhorn(C, reg=reg), G, solver=solver, on_fail="ignore")
+        weak = np.exp(-1 / reg) / 4 / reg
+        assert np.allclose(got.C, 0, rtol=0, atol=2 * weak + 1e-16 / reg)
+    rng = np.random.default_rng(1)
+    C = np.full((9, 8), np.inf)
+    C[:4, :5], C[4:, 5:] = rng.random((4, 5)), rng.random((5, 3))
+    a, b = rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(8))
+    b[:5] *= a[:4].sum() / b[:5].sum()
+    b[5:] *= a[4:].sum() / b[5:].sum()
+    G = rng.standard_normal(C.shape)
+    for reg in (0.1, 0.02, 1e-3):
+        got = plan_vjp(sinkhorn_newton(C, a, b, reg=reg, tol=1e-13), G, solver=solver, on_fail="ignore")
+        for rows, columns in ((slice(4), slice(5)), (slice(4, None), slice(5, None))):
+            part = sinkhorn_newton(C[rows, columns], a[rows], b[columns], reg=reg, tol=1e-13)
+            alone = plan_vjp(part, G[rows, columns])
+            assert np.allclose(got.C[rows, columns], alone.C, rtol=0, atol=1e-8 * np.abs(alone.C).max() + 1e-15 / reg)
+            own = got.a[rows]
+            assert np.allclose(own - own.mean(), alone.a - alone.a.mean(), rtol=0, atol=1e-7)
 
 
 def test_vjp_one_column_and_one_row():

@@ -293,6 +293,40 @@ class csr_matrix:  # noqa: N801
         return ndarray(self.get().toarray())
 
 
+# ---------------------------------------------------------------- linear algebra
+
+_linalg = "ignore"  # what `errstate` says
+
+
+@contextlib.contextmanager
+def _errstate(*, linalg: str) -> Iterator[None]:
+    """`cupyx.errstate`."""
+    global _linalg
+    before, _linalg = _linalg, linalg
+    try:
+        yield
+    finally:
+        _linalg = before
+
+
+def _cholesky(a: ndarray) -> ndarray:
+    """`cupy.linalg.cholesky`, which waits to see whether there is a factor only where `errstate` asks for it."""
+    counters.syncs += _linalg == "raise"
+    try:
+        return ndarray(np.linalg.cholesky(a._host))
+    except np.linalg.LinAlgError:
+        if _linalg == "raise":
+            raise
+        return ndarray(np.full_like(a._host, np.nan))
+
+
+def _solve_triangular(a: ndarray, b: ndarray, trans: int | str = 0, lower: bool = False) -> ndarray:
+    """`cupyx.scipy.linalg.solve_triangular`."""
+    from scipy.linalg import solve_triangular
+
+    return ndarray(solve_triangular(a._host, b._host, trans=trans, lower=lower))
+
+
 # ---------------------------------------------------------------- the namespaces
 
 CONSTANTS = """
@@ -398,7 +432,7 @@ def _empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 def _namespace() -> dict[str, types.ModuleType]:
     """The modules of the stand-in by name."""
     names = ("cupy", "cupy.cuda", "cupy.cuda.runtime", "cupy.cuda.nvrtc", "cupy.cuda.device", "cupy.linalg")
-    names += ("cupy.fft", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse")
+    names += ("cupy.fft", "cupyx", "cupyx.scipy", "cupyx.scipy.linalg", "cupyx.scipy.sparse")
     modules = {name: types.ModuleType(name) for name in names}
     for name, module in modules.items():
         module.__path__ = []
@@ -421,6 +455,8 @@ def _namespace() -> dict[str, types.ModuleType]:
     cupy.empty_like = lambda prototype, dtype=None: _empty(prototype.shape, dtype or prototype.dtype)
     for name in ("lstsq", "norm", "solve"):
         setattr(modules["cupy.linalg"], name, _function(name, None, np.linalg))
+    modules["cupy.linalg"].cholesky, modules["cupyx"].errstate = _cholesky, _errstate
+    modules["cupyx.scipy.linalg"].solve_triangular = _solve_triangular
     cuda.Device = modules["cupy.cuda.device"].Device = Device
     cuda.Event = Event
     cuda.get_elapsed_time = lambda start, end: 1e3 * (end.seconds - start.seconds)
