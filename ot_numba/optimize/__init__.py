@@ -2,7 +2,7 @@
 
 from .adam import adam
 from .conjugate_gradient import CGResult, conjugate_gradient
-from .factorization import factorize_laplacian, factorize_sparse
+from .factorization import factorize_laplacian, factorize_rows, factorize_sparse
 from .lbfgs import lbfgs
 from .result import OptimizeProgress, OptimizeResult, OptimizeState
 
@@ -14,6 +14,7 @@ __all__ = [
     "adam",
     "conjugate_gradient",
     "factorize_laplacian",
+    "factorize_rows",
     "factorize_sparse",
     "lbfgs",
 ]
