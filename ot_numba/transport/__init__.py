@@ -2,8 +2,10 @@
 
 from ._color_transfer import ColorTransferResult, color_transfer
 from ._newton import NewtonProgress, regularization_path, sinkhorn_newton
+from ._quadratic import quadratic_ot
 from ._sinkhorn import sinkhorn
 from ._solve import solve
+from ._sparsity_constrained import sparsity_constrained_ot
 from .divergence import DivergenceResult, sinkhorn_divergence, sinkhorn_divergence_cost
 from .gradients import PlanVJP, plan_vjp, transport_gradients
 from .projections import ksupport_norm_sq, project_simplex, project_simplex_topk
@@ -17,6 +19,7 @@ from .semidual import (
 )
 from .sparse_duals import SparsePlan, dual_sparse_plan, semidual_sparse_plan
 from .sparse_newton import sparse_hessian
+from .sparse_result import SparseProgress, SparseTransportResult
 from .stochastic import semidual_stochastic
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "PlanVJP",
     "RoundedPlan",
     "SparsePlan",
+    "SparseProgress",
+    "SparseTransportResult",
     "TransportResult",
     "color_transfer",
     "dual_hessian_vector",
@@ -36,6 +41,7 @@ __all__ = [
     "plan_vjp",
     "project_simplex",
     "project_simplex_topk",
+    "quadratic_ot",
     "regularization_path",
     "round_plan",
     "semidual_hessian_vector",
@@ -48,5 +54,6 @@ __all__ = [
     "sinkhorn_newton",
     "solve",
     "sparse_hessian",
+    "sparsity_constrained_ot",
     "transport_gradients",
 ]

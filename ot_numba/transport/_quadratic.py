@@ -183,7 +183,9 @@ class Run:
                 status = "floor" if newton.stuck else "max_iter"
         return newton, status
 
-    def report(self, report: SparseReport, dual_value: float, status: str, advice: str) -> SparseTransportResult:
+    def report(
+        self, report: SparseReport, dual_value: float, status: str, advice: str, notes: Iterable[str] = ()
+    ) -> SparseTransportResult:
         """The result; whether it has converged is decided by the plan."""
         errors = report.errors()
         error = sum(errors)
@@ -197,6 +199,7 @@ class Run:
             message = f"stopped by the callback: {reached}"
         else:
             message = f"not converged ({REASONS[status]}): {reached}, tol={self.tol:.3g}; {advice}"
+        message = "; ".join([message, *notes])
         return report.result(
             dual_value,
             n_iter=self.n_iter,
