@@ -54,8 +54,8 @@ def factorize_sparse(S: Any) -> Solve:
 def factorize_rows(indptr: Array, indices: Array, weights: Array, extra: Array) -> Solve:
     """``r -> (L + diag(extra))^-1 r`` for the Laplacian L with edges ``w_ij w_il / sum(w_i)`` for every row i.
 
-    The rows are CSR arrays of NumPy, columns in order. The diagonal is summed from the edges, so that every edge
-    counts with its relative accuracy. A graph of few edges is factorised as a sparse matrix.
+    The rows are CSR arrays of NumPy, columns in order. The diagonal is summed from the edges: nothing cancels before
+    the factorisation. A graph of few edges is factorised as a sparse matrix.
     """
     counts, m = np.diff(indptr), len(extra)
     if m >= SMALL and float(counts @ counts) < PAIRS * m:

@@ -11,6 +11,7 @@ from .gradients import PlanVJP, plan_vjp, transport_gradients
 from .projections import ksupport_norm_sq, project_simplex, project_simplex_topk
 from .result import TransportResult
 from .rounding import RoundedPlan, marginal_error, round_plan
+from .routing import RoutingResult, route_tokens
 from .semidual import (
     dual_hessian_vector,
     dual_value_and_grad,
@@ -28,6 +29,7 @@ __all__ = [
     "NewtonProgress",
     "PlanVJP",
     "RoundedPlan",
+    "RoutingResult",
     "SparsePlan",
     "SparseProgress",
     "SparseTransportResult",
@@ -44,6 +46,7 @@ __all__ = [
     "quadratic_ot",
     "regularization_path",
     "round_plan",
+    "route_tokens",
     "semidual_hessian_vector",
     "semidual_sparse_plan",
     "semidual_stochastic",

@@ -13,7 +13,7 @@ from .semismooth import SemismoothNewton
 from .sparse_result import SparseModel, SparseProgress, SparseReport, SparseTransportResult
 
 Array = Any
-FIRST_STAGE = 0.3  #: first regularisation of the automatic schedule, times a mean mass, relative to the range of the cost
+FIRST_STAGE = 0.3  #: first automatic regularisation times the mean mass of a point, over the range of the cost
 STAGE_RATIO = 4.0
 STAGE_ERROR = 0.1
 
@@ -34,11 +34,11 @@ def quadratic_ot(
 ) -> SparseTransportResult:
     r"""Quadratically regularised optimal transport, whose plan is sparse, to high accuracy.
 
-    .. math:: \min_{P \ge 0}\ \langle C, P\rangle + \tfrac{reg}{2} \|P\|_2^2 \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b
+    .. math:: \min_{P \ge 0}\ \langle C, P\rangle + \tfrac{reg}{2} \|P\|^2 \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b
 
-    The plan is :math:`P_{ij} = \max(f_i + g_j - C_{ij}, 0) / reg`. Found by a semi-smooth Newton method on the semi-dual
-    (f eliminated exactly), at decreasing regularisations. The steps are globally convergent ascent steps; from the
-    right set of positive entries on one step gives the exact solution.
+    The plan is :math:`P_{ij} = \max(f_i + g_j - C_{ij}, 0) / reg`. It is found by a semi-smooth Newton method on the
+    semi-dual (one potential eliminated exactly), at decreasing regularisations. Every step is an ascent step; once the
+    positive entries are the right ones, one step gives the exact solution.
 
     Parameters
     ----------
@@ -157,31 +157,28 @@ class Run:
 
     def follow(self, schedule: list[float], G: Array) -> tuple[SemismoothNewton, str]:
         """Newton's method at decreasing regularisations; where it ended, and the status."""
-        model, newton, status = self.model, None, "max_iter"
-        for reg in [*schedule, model.problem.reg]:
-            last = reg == model.problem.reg
-            if not last and self.n_iter >= self.max_iter - 1:
-                continue
-            before = self.n_evaluations
-            newton = SemismoothNewton(model.dual(reg), G)
-            goal = (self.tol if last else max(STAGE_ERROR, self.tol)) * model.mass
-            while newton.error() > goal and self.n_iter < self.max_iter and not newton.stuck:
-                newton.step()
-                self.n_evaluations = before + newton.n_evaluations
-                try:
-                    self.tell(reg, newton.value, newton.error() / model.mass, lambda: (newton.F, newton.G))
-                except StopIteration:
-                    status, schedule = "stopped", []
-                    break
+        model, newton = self.model, None
+        try:
+            for reg in [*schedule, model.problem.reg]:
+                last = reg == model.problem.reg
+                if last or self.n_iter < self.max_iter - 1:
+                    newton = SemismoothNewton(model.dual(reg), G)
+                    self._descend(newton, reg, self.tol if last else max(STAGE_ERROR, self.tol))
+                    G = newton.G
+        except StopIteration:
+            if newton.dual.reg != model.problem.reg:
+                newton = SemismoothNewton(model.dual(), newton.G)
+            return newton, "stopped"
+        return newton, "floor" if newton.stuck else "max_iter"
+
+    def _descend(self, newton: SemismoothNewton, reg: float, tol: float) -> None:
+        """Steps down to an error relative to the mass."""
+        before, mass = self.n_evaluations, self.model.mass
+        self.n_evaluations += newton.n_evaluations
+        while newton.error() > tol * mass and self.n_iter < self.max_iter and not newton.stuck:
+            newton.step()
             self.n_evaluations = before + newton.n_evaluations
-            G = newton.G
-            if status == "stopped":
-                if not last:
-                    newton = SemismoothNewton(model.dual(), G)
-                break
-            if last:
-                status = "floor" if newton.stuck else "max_iter"
-        return newton, status
+            self.tell(reg, newton.value, newton.error() / mass, lambda: (newton.F, newton.G))
 
     def report(
         self, report: SparseReport, dual_value: float, status: str, advice: str, notes: Iterable[str] = ()

@@ -8,9 +8,12 @@ from typing import Any
 from ..arrays.validation import check_choice, check_real
 from ..costs import as_cost
 from ._newton import sinkhorn_newton
+from ._quadratic import quadratic_ot
 from ._sinkhorn import State, sinkhorn
+from ._sparsity_constrained import sparsity_constrained_ot
 from .problem import REGULARIZERS
 from .result import TransportResult
+from .sparse_result import SparseTransportResult
 
 ACCURATE = 1e-7  #: largest tolerance, and
 LONG_RANGE = 3000.0  #: smallest range of the cost in units of reg, that go to Newton's method
@@ -23,21 +26,23 @@ def solve(
     *,
     reg: float,
     regularizer: str = "kl",
+    k: int | None = None,
     unbalanced: float | tuple[float, float] | None = None,
     tol: float = 1e-6,
     max_iter: int = 10_000,
-    init: TransportResult | tuple[Any, Any] | None = None,
+    init: TransportResult | SparseTransportResult | tuple[Any, Any] | None = None,
     callback: Callable[[State], None] | None = None,
     progress: bool = False,
     on_fail: str = "warn",
-) -> TransportResult:
+) -> TransportResult | SparseTransportResult:
     r"""Solve a regularised optimal transport problem with the method that suits it.
 
     .. math:: \min_{P \ge 0}\ \langle C, P\rangle + reg\, R(P) \quad\text{s.t.}\quad P 1 = a,\ P^\top 1 = b
 
     The regulariser decides the solver: ``"kl"`` and ``"entropy"`` go to `sinkhorn` with its automatic choices, or to
     `sinkhorn_newton` if `tol` is at most 1e-7 and the range of the cost at least 3000 `reg`. Below that range
-    `sinkhorn` is as fast; above it takes several times as long on hard problems. Call a solver by its own name for
+    `sinkhorn` is as fast; above it takes several times as long on hard problems. ``"l2"`` goes to `quadratic_ot`, and
+    ``"ksparse"`` to `sparsity_constrained_ot`, which counts the entries of columns. Call a solver by its own name for
     control over how it works.
 
     Parameters
@@ -47,11 +52,16 @@ def solve(
     a, b : array_like of shape (n,), (m,), optional
         Weights >= 0, default uniform with mass 1.
     reg : float
-        Regularisation strength > 0, in the units of the cost; see `suggest_reg`.
-    regularizer : {"kl", "entropy"}
-        R: :math:`KL(P | a b^\top)` or :math:`\sum P (\log P - 1)`.
+        Regularisation strength > 0, in the units of the cost (see `suggest_reg`); for ``"l2"`` and ``"ksparse"`` per
+        mass.
+    regularizer : {"kl", "entropy", "l2", "ksparse"}
+        R: :math:`KL(P | a b^\top)`, :math:`\sum P (\log P - 1)`, :math:`\|P\|^2 / 2`, or the last for at most k
+        positive entries in every column and infinite otherwise.
+    k : int, optional
+        Largest number of positive entries in a column, with ``"ksparse"`` only.
     unbalanced : float or pair of float, optional
-        Strengths of the penalties that replace the marginal constraints, in the units of the cost.
+        Strengths of the penalties that replace the marginal constraints, in the units of the cost; for ``"kl"`` and
+        ``"entropy"`` only.
     tol : float
         On the L1 error of both marginals relative to the mass.
     max_iter, init, callback, progress, on_fail
@@ -59,7 +69,8 @@ def solve(
 
     Returns
     -------
-    TransportResult
+    TransportResult or SparseTransportResult
+        The second for ``"l2"`` and ``"ksparse"``.
 
     Raises
     ------
@@ -77,22 +88,19 @@ def solve(
     >>> result.plan.round(3).tolist()
     [[0.5, 0.0], [0.0, 0.5]]
     """
-    check_choice(regularizer, "regularizer", REGULARIZERS)
+    check_choice(regularizer, "regularizer", (*REGULARIZERS, "l2", "ksparse"))
+    if (k is None) == (regularizer == "ksparse"):
+        raise ValueError(f"k goes with regularizer='ksparse', got k={k!r} with {regularizer!r}")
+    options = {
+        "reg": reg, "tol": tol, "max_iter": max_iter, "init": init, "callback": callback, "progress": progress,
+        "on_fail": on_fail,
+    }  # fmt: skip
+    if regularizer not in REGULARIZERS:
+        if unbalanced is not None:
+            raise ValueError(f"unbalanced goes with regularizer='kl' or 'entropy', got {regularizer!r}")
+        return quadratic_ot(C, a, b, **options) if k is None else sparsity_constrained_ot(C, a, b, k=k, **options)
     cost = as_cost(C)
     low, high = cost.bounds()
     accurate = check_real(tol, "tol", low=0) <= ACCURATE and high - low >= LONG_RANGE * check_real(reg, "reg", low=0)
     solver = sinkhorn_newton if accurate else sinkhorn
-    return solver(
-        cost,
-        a,
-        b,
-        reg=reg,
-        regularizer=regularizer,
-        unbalanced=unbalanced,
-        tol=tol,
-        max_iter=max_iter,
-        init=init,
-        callback=callback,
-        progress=progress,
-        on_fail=on_fail,
-    )
+    return solver(cost, a, b, regularizer=regularizer, unbalanced=unbalanced, **options)
