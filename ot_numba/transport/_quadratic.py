@@ -99,7 +99,7 @@ def quadratic_ot(
     >>> C = np.abs(np.arange(5.0)[:, None] - np.arange(5.0))
     >>> result = ot_numba.quadratic_ot(C, reg=1.0)
     >>> result.converged, result.nnz, bool(abs(result.gap) < 1e-12)
-    (True, 13, True)
+    (True, 5, True)
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
     model = SparseModel.of(C, a, b, reg=reg, k=None, relax=0.0, axis=1)

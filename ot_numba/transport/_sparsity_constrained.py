@@ -134,9 +134,11 @@ def sparsity_constrained_ot(
 
     Notes
     -----
-    One pass over the cost for an evaluation, O(n m) time; O((n + m) memory) numbers beyond the cost, of a stored
+    One pass over the cost for an evaluation, O(n m) time; O(n + m) numbers beyond the cost, of a stored
     cost a transposed copy for ``axis=0``. Evaluations needed grow as k falls, a hundred for large k, thousands for
-    k <= 4 without `relax`. The gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by C,
+    k <= 4 without `relax`, where the ascent from 0 gets stuck at kinks up to 1% below the maximum. To get the bound to
+    1e-5 in fewer evaluations, solve with ``relax`` 1, 0.1, 0.01, 0.001 and 0, each from the last as `init`. The
+    gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by C,
     and :math:`\|P\|^2 / 2` by reg, where the dual is smooth; at a kink those of the relaxed plan.
 
     References

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from ot_numba.optimize import factorize_rows, factorization
+from ot_numba.optimize import factorization, factorize_rows
 
 
 @pytest.fixture(params=["dense", "sparse"])
