@@ -43,7 +43,7 @@ def main() -> None:
             start = time.perf_counter()
             if k:
                 result = sparsity_constrained_ot(
-                    cost, a, b, k=k, reg=options.reg, relax=relax, max_iter=500, on_fail="ignore"
+                    cost, a, b, k=k, reg=options.reg, relax=relax, on_fail="ignore"
                 )
             else:
                 result = quadratic_ot(cost, a, b, reg=options.reg)

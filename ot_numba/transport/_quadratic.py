@@ -107,13 +107,14 @@ def quadratic_ot(
     if columns > rows:  # the system has as many unknowns as there are columns
         model = SparseModel(model.problem, None, 0.0, 0)
     run = Run("quadratic_ot", model, tol=tol, max_iter=max_iter, callback=callback, progress=progress)
-    schedule = _schedule(reg_schedule, model, init is not None)
+    schedule = make_schedule(reg_schedule, model, init is not None)
     _, G = model.start(init)
     try:
         newton, status = run.follow(schedule, G)
     finally:
         run.close()
-    report = SparseReport(model, newton.F, newton.G, newton.dual.plan_from_dual(newton.F, newton.G))
+    *plan, F = newton.dual.plan_from_semidual(newton.G)
+    report = SparseReport(model, F, newton.G, tuple(plan))
     result = run.report(report, newton.value, status, "increase max_iter or reg")
     if not result.converged and result.status != "stopped":
         report_failure(result.message, on_fail)
@@ -216,7 +217,7 @@ REASONS = {
 }
 
 
-def _schedule(schedule: Any, model: SparseModel, warm: bool) -> list[float]:
+def make_schedule(schedule: Any, model: SparseModel, warm: bool) -> list[float]:
     """Regularisations to pass on the way."""
     reg = model.problem.reg
     if schedule is None or (isinstance(schedule, str) and schedule == "auto" and warm):

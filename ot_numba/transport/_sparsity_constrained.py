@@ -12,16 +12,16 @@ from ..arrays.namespaces import to_numpy
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..optimize import OptimizeState, adam, lbfgs
-from ._quadratic import Run
+from ._quadratic import Run, make_schedule
 from ._sinkhorn import State
 from .semismooth import SemismoothNewton
 from .sparse_result import SparseModel, SparseReport, SparseTransportResult
 
 Array = Any
 FORMULATIONS = ("semidual", "dual")
-SOLVERS = ("lbfgs", "adam")
+SOLVERS = ("auto", "newton", "lbfgs", "adam")
 STATUS = {"line_search": "kink", "converged": "floor"}  #: of an optimiser; a plan with errors is no convergence
-POLISH_STEPS = 50
+POLISH_STEPS, NEAR = 50, 1e-2  #: Newton steps after L-BFGS, from such a marginal error on
 ADVICE = (
     "for small k the maximum is a kink, where no plan of the model has both marginals: use relax=0.1, "
     "a larger k, or take the plan as it is"
@@ -37,7 +37,7 @@ def sparsity_constrained_ot(
     reg: float = 1.0,
     axis: int = 0,
     formulation: str = "semidual",
-    solver: str = "lbfgs",
+    solver: str = "auto",
     relax: float = 0.0,
     repair: str | None = None,
     learning_rate: float | None = None,
@@ -93,9 +93,11 @@ def sparsity_constrained_ot(
         Entries are counted in columns (0) or in rows (1).
     formulation : {"semidual", "dual"}
         Maximise over one potential, or over both: cheaper, but neither marginal is exact.
-    solver : {"lbfgs", "adam"}
-        `optimize.lbfgs`, ended by a few Newton steps where the limit k is not met; or `max_iter` steps of
-        `optimize.adam`.
+    solver : {"auto", "newton", "lbfgs", "adam"}
+        ``"newton"``: the semi-smooth Newton method of `quadratic_ot`, with its schedule; for a semi-dual that is smooth,
+        that is with `relax` or where k is no limit. ``"lbfgs"``: `optimize.lbfgs`, ended by a few Newton steps where
+        the limit is not met. ``"adam"``: `max_iter` steps of `optimize.adam`. ``"auto"``: the first of these that
+        applies.
     relax : float
         See above; relative to `reg`.
     repair : {None, "support"}
@@ -135,10 +137,10 @@ def sparsity_constrained_ot(
     Notes
     -----
     One pass over the cost for an evaluation, O(n m) time; O(n + m) numbers beyond the cost, of a stored
-    cost a transposed copy for ``axis=0``. Evaluations needed grow as k falls, a hundred for large k, thousands for
-    k <= 4 without `relax`, where the ascent from 0 gets stuck at kinks up to 1% below the maximum. To get the bound to
-    1e-5 in fewer evaluations, solve with ``relax`` 1, 0.1, 0.01, 0.001 and 0, each from the last as `init`. The
-    gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by C,
+    cost a transposed copy for ``axis=0``; Newton's method in addition what `quadratic_ot` takes. Evaluations needed by
+    L-BFGS grow as k falls, a hundred for large k, thousands for k <= 4 without `relax`, where the ascent from 0 gets
+    stuck at kinks up to 1% below the maximum. To get the bound to 1e-5 in fewer evaluations, solve with ``relax`` 1,
+    0.1, 0.01, 0.001 and 0, each from the last as `init`. The gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by C,
     and :math:`\|P\|^2 / 2` by reg, where the dual is smooth; at a kink those of the relaxed plan.
 
     References
@@ -166,10 +168,20 @@ def sparsity_constrained_ot(
             raise ValueError(f"learning_rate goes with solver='adam', got learning_rate={learning_rate!r}")
         learning_rate = check_real(learning_rate, "learning_rate", low=0, low_open=True, high=math.inf, high_open=True)
     model = SparseModel.of(C, a, b, reg=reg, k=k, relax=relax, axis=axis)
+    applies = formulation == "semidual" and (relax > 0 or model.k is None)
+    if solver == "newton" and not applies:
+        raise ValueError("solver='newton' is for formulation='semidual' with relax > 0 or a k that is no limit")
+    if solver == "auto":
+        solver = "newton" if applies else "lbfgs"
     run = Run("sparsity_constrained_ot", model, tol=tol, max_iter=max_iter, callback=callback, progress=progress)
     start = model.start(init)
     try:
-        status, (F, G), dual_value, plan = _ascend(run, formulation, solver, learning_rate, start)
+        if solver == "newton":
+            newton, status = run.follow(make_schedule("auto", model, init is not None), start[1])
+            G, dual_value = newton.G, newton.value
+            *plan, F = newton.dual.plan_from_semidual(G)
+        else:
+            status, (F, G), dual_value, plan = _ascend(run, formulation, solver, learning_rate, start)
     finally:
         run.close()
     report = SparseReport(model, F, G, plan)
@@ -242,7 +254,7 @@ def _ascend(
 def _polish(run: Run, report: SparseReport) -> tuple[SparseReport, float] | None:
     """Newton steps of quadratic transport, whose plan is the solution if its rows have at most k entries."""
     model = report.model
-    if model.k is not None and (model.relax > 0 or report.counts().max() > model.k or sum(report.errors()) > 1e-2):
+    if model.relax > 0 or (model.k is not None and sum(report.errors()) > NEAR):
         return None
     loose = SparseModel(model.problem, None, model.relax, model.axis)
     newton = SemismoothNewton(loose.dual(), report.G)

@@ -20,7 +20,7 @@ RIDGE = 1e-12
 
 
 class SemismoothNewton:
-    r"""Newton's method on the semi-dual h of quadratic transport.
+    r"""Newton's method on the semi-dual h of quadratic transport, or of relaxed k-sparse transport.
 
     The plan is :math:`P_{ij} = [x_{ij}]_+ / reg` with :math:`x = f + g - C`, its rows exact. Minus the generalised
     Hessian, times reg, is the Laplacian of the graph that joins columns with a common row,
@@ -32,10 +32,15 @@ class SemismoothNewton:
     the way, S is 1 + x / width for those in a band below 0, whose width is the mean length of the last step: without it
     steps are too long where many pairs are about to be used, as for costs with ties. At the solution the width is 0.
 
+    With a limit k and a relaxation delta, a row with more than k entries has some that are full, t = x / (reg + delta),
+    and p others that are pooled, t = (x - level) / delta, at a level that is the mean of reg t of the pooled ones over
+    the k - r places that r full ones leave. Each pooled entry counts (reg + delta) / delta times, less what flows back
+    through the level, which joins the pooled entries with each other: L is a Laplacian again, of twice as many rows.
+
     Parameters
     ----------
     dual : SparseDual
-        Without a limit on the entries of a row.
+        Without a limit on the entries of a row, or relaxed.
     G : array of shape (m,)
         Where to start, float64.
     """
@@ -100,6 +105,43 @@ class SemismoothNewton:
 
     def _factorize(self, extra: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Factorisation of ``L + diag(extra)``, on the host."""
-        indptr, indices, values = map(to_numpy, self.dual.plan_from_dual(self.F + self.width, self.G))
-        weights = np.minimum(values * self.reg, self.width) / self.width if self.width > 0 else np.ones(len(values))
-        return factorize_rows(indptr, indices, weights, extra)
+        dual = self.dual
+        indptr, indices, values = map(to_numpy, dual.plan_from_dual(self.F + self.width, self.G))
+        counts = np.diff(indptr)
+        steepness = np.ones(len(values))
+        pools = np.flatnonzero(counts > dual.k)  # none without a limit
+        if len(pools):
+            where, pooled, rest = _pooled(indptr, counts, values, pools, dual.k)
+            steepness[where[pooled]] = self.reg / dual.delta
+        if self.width > 0:
+            steepness = np.minimum(steepness, values * self.reg / self.width)
+        if len(pools):
+            held = np.where(pooled, steepness[where], 0.0)
+            total = held.sum(axis=1)
+            share = total / (total + rest * self.reg / dual.reg)  # 0 / 0 is no pool: rest > 0
+            steepness[where[pooled]] *= np.repeat(1 - share, pooled.sum(axis=1))
+            sizes = pooled.sum(axis=1)
+            kept = sizes > 0
+            indptr = np.concatenate([indptr, indptr[-1] + np.cumsum(sizes[kept])])
+            indices = np.concatenate([indices, indices[where[pooled]]])
+            steepness = np.concatenate([steepness, (held * share[:, None])[pooled]])
+        return factorize_rows(indptr, indices, steepness, extra)
+
+
+def _pooled(
+    indptr: np.ndarray, counts: np.ndarray, values: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the entries of rows with more than k, which of them are pooled, and the places left by the others."""
+    width = counts[rows].max()
+    inside = np.arange(width) < counts[rows][:, None]
+    where = np.where(inside, indptr[rows][:, None] + np.arange(width), 0)
+    masses = np.where(inside, values[where].astype(float), 0.0)
+    order = np.argsort(-masses, axis=1, kind="stable")
+    largest = np.take_along_axis(masses, order, axis=1)
+    tails = np.cumsum(largest[:, ::-1], axis=1)[:, ::-1][:, :k]  # mass from the r-th largest on, r < k
+    levels = tails / (k - np.arange(k))
+    # r entries are full for the first r whose next entry lies below the level of the rest; the last, k - 1, always does
+    full = np.argmax(largest[:, :k] < levels, axis=1)
+    pooled = np.empty_like(inside)
+    np.put_along_axis(pooled, order, np.arange(width) >= full[:, None], axis=1)
+    return where, pooled & inside, (k - full).astype(float)
