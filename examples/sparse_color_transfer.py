@@ -32,6 +32,7 @@ def main() -> None:
     x, a, labels = palette(source, options.n_colors)
     y, b, _ = palette(target, options.n_colors)
     cost = PointCloud(x, y)
+    sparsity_constrained_ot(cost, a, b, k=1, relax=1.0, max_iter=1, on_fail="ignore")  # compiles what is not cached yet
     lp = linear_program(cost.to_dense(), a, b)
     print(f"{len(x)} and {len(y)} colours, squared distances in [0, 1]^3, reg = {options.reg:g}")
     print(f"linear program <C,P> = {lp:.6f}\n")

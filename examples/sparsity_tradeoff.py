@@ -1,8 +1,7 @@
 """What a limit k on the entries of a column costs: evaluations, transport cost, and marginals that are missed.
 
 For k from 1 to all, between two clouds of points: the strict model, whose dual has kinks at small k; the relaxed one,
-whose plan has both marginals; and strict bounds by a path of relaxations that ends with none. Prints the table and
-writes a plot:
+whose plan has both marginals; and strict bounds from a weak relaxation. Prints the table and writes a plot:
 
     python examples/sparsity_tradeoff.py
     python examples/sparsity_tradeoff.py --points 128 --reg 0.5 --output pictures
@@ -16,7 +15,6 @@ import numpy as np
 from ot_numba import sparsity_constrained_ot
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-PATH = (1.0, 0.1, 0.01, 0.001, 0.0)
 
 
 def main() -> None:
@@ -33,19 +31,19 @@ def main() -> None:
     x, y = rng.random((options.points, 2)), rng.random((options.points, 2))
     C = ((x[:, None] - y) ** 2).sum(axis=-1)
     a, b = rng.dirichlet(np.full(options.points, 2.0), 2)
-    print("      strict: evaluations, <C,P>, marginal error     relaxed: the same, most entries    bound: strict, path")
+    print("        strict                         relaxed                              strict dual value")
+    print("        evals    <C,P>     error       evals    <C,P>     error  entries    from 0   from relax=1e-3")
     rows = []
     for k in [k for k in LIMITS if k < options.points] + [options.points]:
         solve = {"k": k, "reg": options.reg, "on_fail": "ignore", "max_iter": 3000}
         strict = sparsity_constrained_ot(C, a, b, **solve)
         relaxed = sparsity_constrained_ot(C, a, b, relax=0.1, **solve)
-        last = None
-        for relax in PATH:
-            last = sparsity_constrained_ot(C, a, b, relax=relax, init=last, **{**solve, "max_iter": 300})
+        weakly = sparsity_constrained_ot(C, a, b, relax=1e-3, **solve)
+        better = sparsity_constrained_ot(C, a, b, init=weakly, **{**solve, "max_iter": 100})
         print(
-            f"k={k:<4d}        {strict.n_evaluations:6d}   {strict.linear_cost:8.5f}   {strict.marginal_error:8.1e}"
-            f"           {relaxed.n_evaluations:6d} {relaxed.linear_cost:8.5f} {relaxed.marginal_error:8.1e} "
-            f"{relaxed.largest_count:3d}           {strict.dual_value:9.6f}  {last.dual_value:9.6f}"
+            f"k={k:<4d} {strict.n_evaluations:6d} {strict.linear_cost:8.5f}  {strict.marginal_error:8.1e}      "
+            f"{relaxed.n_evaluations:6d} {relaxed.linear_cost:8.5f}  {relaxed.marginal_error:8.1e}  "
+            f"{relaxed.largest_count:7d}  {strict.dual_value:8.6f}  {better.dual_value:8.6f}"
         )
         rows.append((k, strict, relaxed))
     draw(options.output / "tradeoff.png", rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -282,14 +283,22 @@ class _Pairs:
         if not self.order:
             return -grad, -square
         kept = np.array(self.order)
-        R, YY = np.triu(self.SY[np.ix_(kept, kept)]), self.YY[np.ix_(kept, kept)]
+        R, YY = self.SY[np.ix_(kept, kept)], self.YY[np.ix_(kept, kept)]
         D, Sg, Yg = np.diag(R), read[0, kept], read[0, size + kept]
         scale = float(D[-1] / YY[-1, -1])
-        p = np.linalg.solve(R, Sg)
-        rest = Yg - YY @ p
-        u = np.linalg.solve(R.T, D * p - scale * rest)
+        p = _back_substituted(R[::-1, ::-1], Sg[::-1])[::-1]
+        rest = Yg - (YY * p).sum(axis=1)
+        u = _back_substituted(R.T, D * p - scale * rest)
         weights = np.zeros(2 * size)
         weights[kept], weights[size + kept] = -u, scale * p
         column = xp.asarray(weights, dtype=grad.dtype, device=device_of(grad))[:, None]
-        slope = -scale * max(square - p @ (Yg + rest), 0.0) - p @ (D * p)
-        return xp.sum(self.rows * column, axis=0) - scale * grad, float(slope)
+        slope = -scale * max(square - float((p * (Yg + rest)).sum()), 0.0) - float((D * p * p).sum())
+        return xp.sum(self.rows * column, axis=0) - scale * grad, slope
+
+
+def _back_substituted(L: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """``L^-1 r`` for the lower triangle of a small matrix, in an order that does not depend on threads."""
+    x: list[float] = []
+    for row, value in zip(L.tolist(), r.tolist(), strict=True):
+        x.append((value - sum(map(mul, row, x))) / row[len(x)])
+    return np.array(x)

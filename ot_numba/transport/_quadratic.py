@@ -107,10 +107,10 @@ def quadratic_ot(
     if columns > rows:  # the system has as many unknowns as there are columns
         model = SparseModel(model.problem, None, 0.0, 0)
     run = Run("quadratic_ot", model, tol=tol, max_iter=max_iter, callback=callback, progress=progress)
-    schedule = make_schedule(reg_schedule, model, init is not None)
+    schedule = _schedule(reg_schedule, model, init is not None)
     _, G = model.start(init)
     try:
-        newton, status = run.follow(schedule, G)
+        newton, status = run.follow([(reg, 0.0) for reg in schedule], STAGE_ERROR, G)
     finally:
         run.close()
     *plan, F = newton.dual.plan_from_semidual(newton.G)
@@ -156,20 +156,21 @@ class Run:
         if self.callback is not None:
             self.callback(State(self.n_iter, reg, error, lambda: self.model.orient(*potentials())))
 
-    def follow(self, schedule: list[float], G: Array) -> tuple[SemismoothNewton, str]:
-        """Newton's method at decreasing regularisations; where it ended, and the status."""
+    def follow(
+        self, stages: list[tuple[float, float]], stage_error: float, G: Array
+    ) -> tuple[SemismoothNewton, str]:
+        """Newton's method at other regularisations and relaxations first; where it ended, and the status."""
         model, newton = self.model, None
         try:
-            for reg in [*schedule, model.problem.reg]:
-                last = reg == model.problem.reg
-                if last or self.n_iter < self.max_iter - 1:
-                    newton = SemismoothNewton(model.dual(reg), G)
-                    self._descend(newton, reg, self.tol if last else max(STAGE_ERROR, self.tol))
+            for reg, relax in stages:
+                if self.n_iter < self.max_iter - 1:
+                    newton = SemismoothNewton(model.dual(reg, relax), G)
+                    self._descend(newton, reg, max(stage_error, self.tol))
                     G = newton.G
+            newton = SemismoothNewton(model.dual(), G)
+            self._descend(newton, model.problem.reg, self.tol)
         except StopIteration:
-            if newton.dual.reg != model.problem.reg:
-                newton = SemismoothNewton(model.dual(), newton.G)
-            return newton, "stopped"
+            return SemismoothNewton(model.dual(), newton.G), "stopped"
         return newton, "floor" if newton.stuck else "max_iter"
 
     def _descend(self, newton: SemismoothNewton, reg: float, tol: float) -> None:
@@ -217,7 +218,7 @@ REASONS = {
 }
 
 
-def make_schedule(schedule: Any, model: SparseModel, warm: bool) -> list[float]:
+def _schedule(schedule: Any, model: SparseModel, warm: bool) -> list[float]:
     """Regularisations to pass on the way."""
     reg = model.problem.reg
     if schedule is None or (isinstance(schedule, str) and schedule == "auto" and warm):

@@ -12,7 +12,7 @@ from ..arrays.namespaces import to_numpy
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..optimize import OptimizeState, adam, lbfgs
-from ._quadratic import Run, make_schedule
+from ._quadratic import Run
 from ._sinkhorn import State
 from .semismooth import SemismoothNewton
 from .sparse_result import SparseModel, SparseReport, SparseTransportResult
@@ -21,6 +21,7 @@ Array = Any
 FORMULATIONS = ("semidual", "dual")
 SOLVERS = ("auto", "newton", "lbfgs", "adam")
 STATUS = {"line_search": "kink", "converged": "floor"}  #: of an optimiser; a plan with errors is no convergence
+FIRST_RELAXATION, STAGE_RATIO, STAGE_ERROR = 2.0, 4.0, 1e-2  #: of the automatic path: at least; factor; what ends one
 POLISH_STEPS, NEAR = 50, 1e-2  #: Newton steps after L-BFGS, from such a marginal error on
 ADVICE = (
     "for small k the maximum is a kink, where no plan of the model has both marginals: use relax=0.1, "
@@ -94,10 +95,10 @@ def sparsity_constrained_ot(
     formulation : {"semidual", "dual"}
         Maximise over one potential, or over both: cheaper, but neither marginal is exact.
     solver : {"auto", "newton", "lbfgs", "adam"}
-        ``"newton"``: the semi-smooth Newton method of `quadratic_ot`, with its schedule; for a semi-dual that is smooth,
-        that is with `relax` or where k is no limit. ``"lbfgs"``: `optimize.lbfgs`, ended by a few Newton steps where
-        the limit is not met. ``"adam"``: `max_iter` steps of `optimize.adam`. ``"auto"``: the first of these that
-        applies.
+        ``"newton"``: the semi-smooth Newton method of `quadratic_ot`, from strong relaxations to `relax` by factors of
+        4 unless there is an `init`; for a semi-dual that is smooth, that is with `relax` or where k is no limit.
+        ``"lbfgs"``: `optimize.lbfgs`, ended by a few Newton steps where the limit is not met. ``"adam"``: `max_iter`
+        steps of `optimize.adam`. ``"auto"``: the first of these that applies.
     relax : float
         See above; relative to `reg`.
     repair : {None, "support"}
@@ -139,9 +140,9 @@ def sparsity_constrained_ot(
     One pass over the cost for an evaluation, O(n m) time; O(n + m) numbers beyond the cost, of a stored
     cost a transposed copy for ``axis=0``; Newton's method in addition what `quadratic_ot` takes. Evaluations needed by
     L-BFGS grow as k falls, a hundred for large k, thousands for k <= 4 without `relax`, where the ascent from 0 gets
-    stuck at kinks up to 1% below the maximum. To get the bound to 1e-5 in fewer evaluations, solve with ``relax`` 1,
-    0.1, 0.01, 0.001 and 0, each from the last as `init`. The gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by C,
-    and :math:`\|P\|^2 / 2` by reg, where the dual is smooth; at a kink those of the relaxed plan.
+    stuck at kinks up to 1% below the maximum. For the bound to 1e-5, in less time, solve with ``relax=1e-3`` first and
+    pass the result as `init`. The gradients of the value are: :math:`f, g` by a and b (up to a constant), the plan by
+    C, and :math:`\|P\|^2 / 2` by reg, where the dual is smooth; at a kink those of the relaxed plan.
 
     References
     ----------
@@ -177,7 +178,8 @@ def sparsity_constrained_ot(
     start = model.start(init)
     try:
         if solver == "newton":
-            newton, status = run.follow(make_schedule("auto", model, init is not None), start[1])
+            relaxations = [] if init is not None or model.k is None else _relaxations(relax)
+            newton, status = run.follow([(model.problem.reg, r) for r in relaxations], STAGE_ERROR, start[1])
             G, dual_value = newton.G, newton.value
             *plan, F = newton.dual.plan_from_semidual(G)
         else:
@@ -207,6 +209,12 @@ def sparsity_constrained_ot(
 
 
 MORE = "increase max_iter, relax or tol"
+
+
+def _relaxations(relax: float) -> list[float]:
+    """Stronger relaxations to pass on the way to one."""
+    stages = max(0, math.ceil(math.log(FIRST_RELAXATION / relax, STAGE_RATIO))) + 1 if relax < FIRST_RELAXATION else 0
+    return [relax * STAGE_RATIO**i for i in range(stages - 1, 0, -1)]
 
 
 def _ascend(

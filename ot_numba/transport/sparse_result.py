@@ -69,10 +69,11 @@ class SparseModel:
         """Total weight."""
         return self.problem.masses[0]
 
-    def dual(self, reg: float | None = None) -> SparseDual:
-        """Its (semi-)dual, at another regularisation if need be."""
+    def dual(self, reg: float | None = None, relax: float | None = None) -> SparseDual:
+        """Its (semi-)dual, at another regularisation or relaxation if need be."""
         inner = self.native
-        return SparseDual(inner.cost, inner.a, inner.b, inner.reg if reg is None else reg, self.k, self.relax)
+        reg, relax = inner.reg if reg is None else reg, self.relax if relax is None else relax
+        return SparseDual(inner.cost, inner.a, inner.b, reg, self.k, relax)
 
     def start(self, init: Any) -> tuple[Array, Array]:
         """Potentials of `native` in float64: 0, those of a result, or a pair (f, g)."""
