@@ -15,7 +15,7 @@ from .sparse_result import SparseModel, SparseProgress, SparseReport, SparseTran
 Array = Any
 FIRST_STAGE = 0.3  #: first automatic regularisation times the mean mass of a point, over the range of the cost
 STAGE_RATIO = 4.0
-STAGE_ERROR = 0.1
+STAGE_ERROR = 0.03
 
 
 def quadratic_ot(
@@ -50,7 +50,7 @@ def quadratic_ot(
         Regularisation strength > 0, in the units of the cost **per mass**: the entries of a plan being of the size
         mass / n, a strength of n times the range of the cost over the mass is large.
     reg_schedule : "auto", None or sequence of float
-        Decreasing regularisations to pass on the way to `reg`, to an error of 10% each. ``"auto"``: from 0.3 max(n, m)
+        Decreasing regularisations to pass on the way to `reg`, to an error of 3% each. ``"auto"``: from 0.3 max(n, m)
         times the range of the cost over the mass, by factors of 4; none with an `init`.
     tol : float
         On the L1 error of both marginals relative to the mass.

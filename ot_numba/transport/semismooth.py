@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,9 @@ class SemismoothNewton:
 
     with S = 1 where x > 0, its row sums r, and :math:`c = W^\top W 1`. A step solves :math:`(L + reg\, diag(|\nabla|) /
     t)\, d = reg \nabla`: L being an M-matrix, no entry of d exceeds t. Since entries with x just below 0 will be met on
-    the way, S is 1 + x / width for those in a band below 0, whose width is the mean length of the last step: without it
-    steps are too long where many pairs are about to be used, as for costs with ties. At the solution the width is 0.
+    the way, S is 1 + x / width for those in a band below 0, whose width is the root mean square of the last step.
+    Without it steps are too long where many pairs are about to be used, as for costs with ties. At the solution the
+    width is 0.
 
     With a limit k and a relaxation delta, a row with more than k entries has some that are full, t = x / (reg + delta),
     and p others that are pooled, t = (x - level) / delta, at a level that is the mean of reg t of the pooled ones over
@@ -93,7 +95,7 @@ class SemismoothNewton:
             self.limit = max(length, 0.1) * min(size, self.limit)
         elif size > 0.5 * self.limit:
             self.limit *= GROWTH
-        self.width = length * float(xp.mean(xp.abs(direction)))
+        self.width = length * math.sqrt(float(xp.mean(direction * direction)))
 
     def _direction(self) -> Array:
         """Solution of Newton's system."""
