@@ -147,10 +147,12 @@ class Run:
         if self.bar is not None:
             self.bar.close()
 
-    def tell(self, reg: float, value: float, error: float, potentials: Callable[[], tuple[Array, Array]]) -> None:
+    def tell(
+        self, reg: float, relax: float, value: float, error: float, potentials: Callable[[], tuple[Array, Array]]
+    ) -> None:
         """One iteration is done; `potentials` are those of the rows and the columns of `native`."""
         self.n_iter += 1
-        self.history.append(SparseProgress(self.n_iter, self.n_evaluations, reg, value, error))
+        self.history.append(SparseProgress(self.n_iter, self.n_evaluations, reg, relax, value, error))
         if self.bar is not None:
             self.bar.update(1)
         if self.callback is not None:
@@ -165,22 +167,22 @@ class Run:
             for reg, relax in stages:
                 if self.n_iter < self.max_iter - 1:
                     newton = SemismoothNewton(model.dual(reg, relax), G)
-                    self._descend(newton, reg, max(stage_error, self.tol))
+                    self._descend(newton, reg, relax, max(stage_error, self.tol))
                     G = newton.G
             newton = SemismoothNewton(model.dual(), G)
-            self._descend(newton, model.problem.reg, self.tol)
+            self._descend(newton, model.problem.reg, model.relax, self.tol)
         except StopIteration:
             return SemismoothNewton(model.dual(), newton.G), "stopped"
         return newton, "floor" if newton.stuck else "max_iter"
 
-    def _descend(self, newton: SemismoothNewton, reg: float, tol: float) -> None:
+    def _descend(self, newton: SemismoothNewton, reg: float, relax: float, tol: float) -> None:
         """Steps down to an error relative to the mass."""
         before, mass = self.n_evaluations, self.model.mass
         self.n_evaluations += newton.n_evaluations
         while newton.error() > tol * mass and self.n_iter < self.max_iter and not newton.stuck:
             newton.step()
             self.n_evaluations = before + newton.n_evaluations
-            self.tell(reg, newton.value, newton.error() / mass, lambda: (newton.F, newton.G))
+            self.tell(reg, relax, newton.value, newton.error() / mass, lambda: (newton.F, newton.G))
 
     def report(
         self, report: SparseReport, dual_value: float, status: str, advice: str, notes: Iterable[str] = ()

@@ -240,7 +240,7 @@ def _ascend(
 
     def tell(state: OptimizeState) -> None:
         run.n_evaluations = state.n_evaluations
-        run.tell(reg, -state.value, state.grad_norm / model.mass, lambda: potentials(state.x))
+        run.tell(reg, model.relax, -state.value, state.grad_norm / model.mass, lambda: potentials(state.x))
 
     fun, x = (both, xp.concat(list(start))) if formulation == "dual" else (semidual, start[1])
     options = {"tol": run.tol * model.mass, "max_iter": run.max_iter, "callback": tell}

@@ -26,13 +26,14 @@ Array = Any
 class SparseProgress(NamedTuple):
     """One entry of a history.
 
-    Iterations and evaluations of the (semi-)dual so far, the regularisation at work, the dual value there, and the
-    residual relative to the mass.
+    Iterations and evaluations of the (semi-)dual so far, the regularisation and the relaxation at work, the dual value
+    of that problem, and the residual relative to the mass.
     """
 
     n_iter: int
     n_evaluations: int
     reg: float
+    relax: float
     dual_value: float
     marginal_error: float
 
