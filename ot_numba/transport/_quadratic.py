@@ -173,13 +173,21 @@ class Run:
             self._descend(newton, model.problem.reg, model.relax, self.tol)
         except StopIteration:
             return SemismoothNewton(model.dual(), newton.G), "stopped"
-        return newton, "floor" if newton.stuck else "max_iter"
+        return newton, "infeasible" if self.refuted(newton) else "floor" if newton.stuck else "max_iter"
+
+    def refuted(self, newton: SemismoothNewton) -> bool:
+        """Whether the dual value exceeds the objective of any plan, which forbidden pairs may leave without any."""
+        cost, mass = self.model.native.cost, self.model.mass
+        return not cost.finite and newton.value > 1.01 * (
+            max(map(abs, cost.bounds())) * mass + newton.reg / 2 * mass * mass
+        )
 
     def _descend(self, newton: SemismoothNewton, reg: float, relax: float, tol: float) -> None:
         """Steps down to an error relative to the mass."""
         before, mass = self.n_evaluations, self.model.mass
+        goal = tol * mass
         self.n_evaluations += newton.n_evaluations
-        while newton.error() > tol * mass and self.n_iter < self.max_iter and not newton.stuck:
+        while newton.error() > goal and self.n_iter < self.max_iter and not (newton.stuck or self.refuted(newton)):
             newton.step()
             self.n_evaluations = before + newton.n_evaluations
             self.tell(reg, relax, newton.value, newton.error() / mass, lambda: (newton.F, newton.G))
@@ -199,6 +207,7 @@ class Run:
         elif status == "stopped":
             message = f"stopped by the callback: {reached}"
         else:
+            advice = REMEDIES.get(status, advice)
             message = f"not converged ({REASONS[status]}): {reached}, tol={self.tol:.3g}; {advice}"
         message = "; ".join([message, *notes])
         return report.result(
@@ -217,6 +226,11 @@ REASONS = {
     "kink": "no step raises the dual, as at a maximum where it has no gradient",
     "stalled": "the dual value no longer changes",
     "floor": "the rounding floor is reached",
+    "infeasible": "the forbidden pairs leave no plan with these marginals",
+}
+REMEDIES = {
+    "floor": "use float64, a larger reg or tol, or take off a constant that all costs share",
+    "infeasible": "allow more pairs",
 }
 
 

@@ -133,7 +133,8 @@ class SparseTransportResult:
         Whether ``marginal_error`` is at most the tolerance.
     status : str
         ``"converged"``, ``"max_iter"``, ``"kink"`` (no ascent was found, as at a maximum without a gradient),
-        ``"stalled"`` (the dual value no longer changed), ``"floor"`` (rounding) or ``"stopped"`` (by the callback).
+        ``"stalled"`` (the dual value no longer changed), ``"floor"`` (rounding), ``"infeasible"`` (forbidden pairs
+        leave no plan) or ``"stopped"`` (by the callback).
     message : str
         What happened, with numbers, and what to change.
     history : list of SparseProgress

@@ -143,6 +143,37 @@ def test_forbidden_pairs():
     assert np.isfinite(result.value)
 
 
+def test_forbidden_pairs_that_leave_no_plan():
+    C = np.array([[1, np.inf, np.inf], [1, np.inf, np.inf], [1, 1, 1]])
+    with pytest.warns(ConvergenceWarning, match="the forbidden pairs leave no plan with these marginals"):
+        result = quadratic_ot(C, reg=1.0)
+    assert result.status == "infeasible"
+    assert result.n_iter < 200
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_costs_beyond_the_accuracy_of_the_dtype(offset):
+    C, a, b = problem(20, 20)
+    result = quadratic_ot(C + offset, a, b, reg=1e-9 if offset == 0 else 0.1, tol=1e-12, on_fail="ignore")
+    assert result.status == "floor"
+    assert "take off a constant" in result.message
+    assert result.marginal_error < 1e-4
+
+
+def test_weights_of_all_magnitudes():
+    rng = np.random.default_rng(0)
+    a, b = (10.0 ** -rng.uniform(0, 12, n) for n in (30, 40))
+    result = quadratic_ot(rng.random((30, 40)), a / a.sum(), b / b.sum(), reg=0.1)
+    assert result.converged
+
+
+def test_equal_costs_and_repeated_points():
+    assert np.allclose(quadratic_ot(np.ones((5, 4)), reg=1e-3).plan, 1 / 20, rtol=0, atol=1e-12)
+    rng = np.random.default_rng(0)
+    x, y = np.repeat(rng.random((5, 2)), 6, axis=0), np.repeat(rng.random((4, 2)), 8, axis=0)
+    assert quadratic_ot(ot_numba.PointCloud(x, y), reg=0.01).converged
+
+
 def test_kinds_of_input(xp):
     C, a, b = problem(12, 9)
     expected = quadratic_ot(C, a, b, reg=0.2)
