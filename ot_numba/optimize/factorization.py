@@ -13,6 +13,7 @@ Array = Any
 Solve = Callable[[Array], Array]
 #: A sparse factorisation may pay from so many columns on, with fewer pairs of entries and edges than these per column.
 SMALL, PAIRS, EDGES = 400, 100.0, 30.0
+MULTIPLY = 0.04  #: share of the pairs of entries of full rows from which on a dense product is faster, in float32
 
 
 def factorize_laplacian(W: Array, extra: Array) -> Solve | None:
@@ -68,6 +69,14 @@ def factorize_rows(indptr: Array, indices: Array, weights: Array, extra: Array) 
             L.setdiag(0)
             L.setdiag(extra - L.sum(axis=0))
             return factorize_sparse(L)
+    if float(counts @ counts) > MULTIPLY * len(counts) * m * m:
+        from scipy.sparse import csr_array
+
+        sums = np.repeat(np.add.reduceat(weights, indptr[:-1]), counts)
+        root = csr_array(((weights / np.sqrt(sums)).astype(np.float32), indices, indptr), shape=(len(counts), m))
+        solve = factorize_laplacian(root.toarray(), extra)
+        if solve is not None:
+            return solve
     from scipy.linalg import lapack
 
     from ..kernels.cpu.laplacian import laplacian

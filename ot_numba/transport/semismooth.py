@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import to_numpy
+from ..arrays.validation import dtype_name
 from ..optimize import factorize_rows
 from .sparse_duals import SparseDual
 
 Array = Any
-WIDTH, LIMIT = 0.5, 3.0  #: first width of the band and first limit of a step, in units of reg times a mean mass
+WIDTH, LIMIT = 0.2, 3.0  #: first width of the band and first limit of a step, in units of reg times a mean mass
 GROWTH = 3.0  #: of the limit after a full step as long as that
 SHORTEST = 1e-4  #: step length at which a direction is given up
 FAILURES = 5  #: directions given up in a row at the rounding floor
 RIDGE = 1e-12
+NOISE = {"float64": 1e-12, "float32": 1e-6}  #: of the value, relative
 
 
 class SemismoothNewton:
@@ -54,6 +56,7 @@ class SemismoothNewton:
         unit = self.reg * float(self.xp.sum(self.xp.astype(dual.a, self.xp.float64))) / max(n, m)
         self.width, self.limit = WIDTH * unit, LIMIT * unit
         self.n_evaluations = self.failures = 0
+        self.dtype = dtype_name(dual.cost.dtype)
         self._move(G)
 
     def _move(self, G: Array) -> None:
@@ -76,7 +79,7 @@ class SemismoothNewton:
         start, value, grad, F = self.G, self.value, self.grad, self.F
         direction = self._direction()
         size, slope = float(xp.max(xp.abs(direction))), float(xp.sum(grad * direction))
-        drowned = 1e-12 * abs(value)  # below it the value says nothing
+        drowned = NOISE[self.dtype] * abs(value)  # below it the value says nothing
         length = 1.0
         while slope > 0 and length > SHORTEST:
             self._move(start + length * direction)
