@@ -70,3 +70,35 @@ def test_sns_paper_table(run):
         assert n_iter < 100
         if "L1" not in name:
             assert found[name, "Sinkhorn-Newton-Sparse"][1] <= 1e-12
+
+
+def test_sparse_color_transfer(run):
+    pytest.importorskip("PIL.Image")
+    pytest.importorskip("sklearn")
+    out, folder = run("sparse_color_transfer", "--n-colors", "64")
+    assert (folder / "sparse_color_transfer.png").stat().st_size > 100_000
+    rows = re.findall(r"^ +(\d+|all)  (\w+) +([\d.]+) +(\d+) +([\d.]+) +(\S+)", out, flags=re.MULTILINE)
+    assert len(rows) == 9
+    for k, kind, _, most, cost, error in rows:
+        if kind == "relaxed" or k == "all":
+            assert float(error) < 1e-11
+            assert 1 <= float(cost) < 1.05
+        else:
+            assert int(most) <= int(k)
+
+
+def test_expert_routing(run):
+    out, folder = run("expert_routing")
+    assert (folder / "routing.png").stat().st_size > 10_000
+    coverage = re.findall(r"^\S.{25}  +([\d.]+) +[\d.]+  \d+ to \d+$", out, flags=re.MULTILINE)
+    assert coverage[:5] == ["0.695", "0.770", "0.781", "0.930", "0.977"]
+    assert float(coverage[5]) >= 0.99
+    assert coverage[8:] == ["1.000"] * 4
+
+
+def test_sparsity_tradeoff(run):
+    out, folder = run("sparsity_tradeoff", "--points", "32")
+    assert (folder / "tradeoff.png").stat().st_size > 10_000
+    rows = [line.split() for line in out.splitlines() if line.startswith("k=")]
+    assert all(float(row[6]) <= 1e-6 for row in rows)
+    assert all(float(row[9]) >= float(row[8]) - 1e-6 for row in rows)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..arrays.namespaces import array_namespace, is_numpy, library_name
 
 Array = Any
 Solve = Callable[[Array], Array]
+#: A sparse factorisation may pay from so many columns on, with fewer pairs of entries and edges than these per column.
+SMALL, PAIRS, EDGES = 400, 100.0, 30.0
+MULTIPLY = 0.04  #: share of the pairs of entries of full rows from which on a dense product is faster, in float32
 
 
 def factorize_laplacian(W: Array, extra: Array) -> Solve | None:
@@ -65,3 +70,38 @@ def factorize_sparse(S: Any) -> Solve:
 
     options = {"SymmetricMode": True}
     return splu(S.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options).solve
+
+
+def factorize_rows(indptr: Array, indices: Array, weights: Array, extra: Array) -> Solve:
+    """``r -> (L + diag(extra))^-1 r`` for the Laplacian L with edges ``w_ij w_il / sum(w_i)`` for every row i.
+
+    The rows are CSR arrays of NumPy, columns in order. The diagonal is summed from the edges: nothing cancels before
+    the factorisation. A graph of few edges is factorised as a sparse matrix.
+    """
+    counts, m = np.diff(indptr), len(extra)
+    if m >= SMALL and float(counts @ counts) < PAIRS * m:
+        from scipy.sparse import csr_array
+
+        sums = np.repeat(np.add.reduceat(weights, indptr[:-1]), counts)
+        W = csr_array((weights / np.sqrt(sums), indices, indptr), shape=(len(counts), m))
+        L = -(W.T @ W).tocsc()
+        if L.nnz < EDGES * m:
+            L.setdiag(0)
+            L.setdiag(extra - L.sum(axis=0))
+            return factorize_sparse(L)
+    if float(counts @ counts) > MULTIPLY * len(counts) * m * m:
+        from scipy.sparse import csr_array
+
+        sums = np.repeat(np.add.reduceat(weights, indptr[:-1]), counts)
+        root = csr_array(((weights / np.sqrt(sums)).astype(np.float32), indices, indptr), shape=(len(counts), m))
+        solve = factorize_laplacian(root.toarray(), extra)
+        if solve is not None:
+            return solve
+    from scipy.linalg import lapack
+
+    from ..kernels.cpu.laplacian import laplacian
+
+    factor, info = lapack.dpotrf(laplacian(indptr, indices, weights, extra).T, lower=1, clean=0, overwrite_a=1)
+    if info:
+        raise ArithmeticError(f"the Laplacian plus extra is not positive definite: {info}")
+    return lambda r: lapack.dpotrs(factor, r, lower=1)[0]
