@@ -268,12 +268,12 @@ PATIENCE = 2.0  #: seconds of processor time for one problem of `robustness`
 def robustness(args: argparse.Namespace) -> None:
     """Of 200 hard problems, how many are not solved to a residual of 1e-9 within seconds.
 
-    Of regot those of its solvers that do best here; the sparse ones keep all entries, as at these sizes the share that
-    they keep by default, 1 %, solves few.
+    Of regot those of its solvers that do best here; splr keeps all entries, as at these sizes the share that it keeps
+    by default, 1 %, solves few.
     """
     print(f"\n200 problems of 20 to 200 points a side, not solved to 1e-09 within {PATIENCE:g} s", flush=True)
     failed: dict[str, set[int]] = {}
-    best = [f"regot {solver}" for solver in ("newton", "sparse_newton whole", "ssns", "splr whole")]
+    best = [f"regot {solver}" for solver in ("newton", "ssns", "splr whole")]
     for name in args.library or ["ot_numba newton", *best]:
         reasons, start = {}, 0
         while start < 200:

@@ -185,7 +185,7 @@ ADAPTERS: dict[str, tuple[Callable, dict]] = {
         f"regot {s}": (_regot, {"solver": s})
         for s in ("bcd", "lbfgs_dual", "newton", "sparse_newton", "ssns", "splr")
     },
-    **{f"regot {s} whole": (_regot, {"solver": s, "density": 1.0}) for s in ("sparse_newton", "splr")},
+    "regot splr whole": (_regot, {"solver": "splr", "density": 1.0}),
 }
 DENSE = (
     "ot_numba log", "ot_numba kernel", "POT sinkhorn", "POT sinkhorn_log", "OTT-JAX log", "OTT-JAX scaling",
