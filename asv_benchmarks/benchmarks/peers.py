@@ -151,7 +151,7 @@ def _geomloss(problem: Problem, backend: str) -> Run:
     return run
 
 
-def _regot(problem: Problem, solver: str) -> Run:
+def _regot(problem: Problem, solver: str, **options: float) -> Run:
     import regot
 
     if problem.C.dtype != np.float64:
@@ -161,7 +161,7 @@ def _regot(problem: Problem, solver: str) -> Run:
 
     def run(max_iter: int, tol: float) -> Any:
         tol /= len(problem.b) ** 0.5
-        return np.asarray(solve(C, problem.a, problem.b, problem.reg, tol=tol, max_iter=max_iter).plan)
+        return np.asarray(solve(C, problem.a, problem.b, problem.reg, tol=tol, max_iter=max_iter, **options).plan)
 
     return run
 
@@ -185,6 +185,7 @@ ADAPTERS: dict[str, tuple[Callable, dict]] = {
         f"regot {s}": (_regot, {"solver": s})
         for s in ("bcd", "lbfgs_dual", "newton", "sparse_newton", "ssns", "splr")
     },
+    "regot splr whole": (_regot, {"solver": "splr", "density": 1.0}),
 }
 DENSE = (
     "ot_numba log", "ot_numba kernel", "POT sinkhorn", "POT sinkhorn_log", "OTT-JAX log", "OTT-JAX scaling",
