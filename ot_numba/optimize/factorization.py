@@ -79,24 +79,23 @@ def factorize_rows(indptr: Array, indices: Array, weights: Array, extra: Array) 
     the factorisation. A graph of few edges is factorised as a sparse matrix.
     """
     counts, m = np.diff(indptr), len(extra)
-    if m >= SMALL and float(counts @ counts) < PAIRS * m:
+    pairs = float(counts @ counts)
+    sparse = m >= SMALL and pairs < PAIRS * m
+    if sparse or pairs > MULTIPLY * len(counts) * m * m:
         from scipy.sparse import csr_array
 
         sums = np.repeat(np.add.reduceat(weights, indptr[:-1]), counts)
         W = csr_array((weights / np.sqrt(sums), indices, indptr), shape=(len(counts), m))
-        L = -(W.T @ W).tocsc()
-        if L.nnz < EDGES * m:
-            L.setdiag(0)
-            L.setdiag(extra - L.sum(axis=0))
-            return factorize_sparse(L)
-    if float(counts @ counts) > MULTIPLY * len(counts) * m * m:
-        from scipy.sparse import csr_array
-
-        sums = np.repeat(np.add.reduceat(weights, indptr[:-1]), counts)
-        root = csr_array(((weights / np.sqrt(sums)).astype(np.float32), indices, indptr), shape=(len(counts), m))
-        solve = factorize_laplacian(root.toarray(), extra)
-        if solve is not None:
-            return solve
+        if sparse:
+            L = -(W.T @ W).tocsc()
+            if L.nnz < EDGES * m:
+                L.setdiag(0)
+                L.setdiag(extra - L.sum(axis=0))
+                return factorize_sparse(L)
+        else:
+            solve = factorize_laplacian(W.astype(np.float32).toarray(), extra)
+            if solve is not None:
+                return solve
     from scipy.linalg import lapack
 
     from ..kernels.cpu.laplacian import laplacian
