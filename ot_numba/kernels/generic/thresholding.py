@@ -1,0 +1,56 @@
+"""Reference for the layers of sparse recovery, in plain array-API code; see `contract`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from ..contract import SOFT
+
+Array = Any
+
+
+def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array) -> None:
+    """``R = A Z - Y`` and ``G = A' R`` in place."""
+    R[...] = A @ Z - Y
+    G[...] = A.T @ R
+
+
+def proximal_step(
+    kind: int,
+    step: float,
+    tau: float,
+    momentum: float,
+    X: Array,
+    Z: Array,
+    G: Array,
+    signs: Array | None = None,
+) -> Array:
+    """Layer of X and Z in place; the sign of what it has made, and the product that tells when to restart."""
+    xp = array_namespace(X)
+    V = Z - step * G
+    zero = xp.zeros_like(V)
+    W = xp.where(xp.abs(V) <= tau, zero, V - tau * xp.sign(V) if kind == SOFT else V)  # a NaN passes
+    if signs is not None:
+        signs[...] = xp.astype(zero < W, xp.int8) - xp.astype(zero > W, xp.int8)
+    product = xp.sum(xp.astype(Z - W, xp.float64) * xp.astype(W - X, xp.float64)) * (X is not Z)
+    Z[...] = W + momentum * (W - X)
+    X[...] = W
+    return product
+
+
+def masked_adjoint(P: Array, signs: Array, G: Array) -> tuple[Array, Array]:
+    """``(sum Q G, sum Q signs)`` where Q, which P becomes, is P where it may pass."""
+    xp = array_namespace(P)
+    P[...] = xp.where(signs != 0, P, xp.zeros_like(P))
+    Q = xp.astype(P, xp.float64)
+    return xp.sum(Q * xp.astype(G, xp.float64)), xp.sum(Q * xp.astype(signs, xp.float64))
+
+
+def keep_largest(X: Array, k: int) -> None:
+    """All but the k largest absolute values of every column become 0, in place; of equal ones the first stay."""
+    xp = array_namespace(X)
+    order = xp.argsort(xp.abs(X), axis=0, descending=True, stable=True)
+    ranks = xp.argsort(order, axis=0, stable=True)
+    X[...] = xp.where(ranks < k, X, xp.zeros((), dtype=X.dtype, device=device(X)))
