@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
     )
     from ot_numba.recovery import (
         RecoveryResult as RecoveryResult,
+        UnfoldedRecovery as UnfoldedRecovery,
         fista as fista,
         hard_threshold as hard_threshold,
         iht as iht,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         lasso as lasso,
         lasso_gap as lasso_gap,
         soft_threshold as soft_threshold,
+        unfolded_forward as unfolded_forward,
+        unfolded_trajectory as unfolded_trajectory,
+        unfolded_value_and_grad as unfolded_value_and_grad,
     )
     from ot_numba.transport import (
         ColorTransferResult as ColorTransferResult,
@@ -92,6 +96,7 @@ _HOMES = {
     ),
     "recovery": (
         "RecoveryResult",
+        "UnfoldedRecovery",
         "fista",
         "hard_threshold",
         "iht",
@@ -99,6 +104,9 @@ _HOMES = {
         "lasso",
         "lasso_gap",
         "soft_threshold",
+        "unfolded_forward",
+        "unfolded_trajectory",
+        "unfolded_value_and_grad",
     ),
     "transport": (
         "ColorTransferResult",

@@ -31,8 +31,9 @@ row_kth_exponent    k-th largest exponent of every row
 
 Sparse recovery has a family of its own, the module ``thresholding`` of every backend. Signals are the columns of (n, B)
 arrays, float32 or float64, measurements those of (m, B) arrays; all are C-contiguous. Layers are ``V = Z - step G`` and
-``prox(V)``, with the proximal operators SOFT, ``sign(V) max(|V| - tau, 0)``, and HARD, V where ``|V| > tau``, else 0. An
-entry with ``|V| = tau`` becomes 0; V, and what is compared with tau, is rounded to the dtype of the arrays.
+``prox(V)``, with the proximal operators SOFT, ``sign(V) max(|V| - tau, 0)``, and HARD, V where ``|V| > tau``, else 0.
+An entry with ``|V| = tau`` becomes 0, and NaN stays; V, and what is compared with tau, is rounded to the dtype of the
+arrays.
 
 ==================  ==========================================================================================
 name                what it returns

@@ -5,11 +5,16 @@ from .iterative import fista, iht, ista
 from .objective import lasso_gap
 from .result import RecoveryProgress, RecoveryResult, RecoveryState
 from .thresholds import hard_threshold, soft_threshold
+from .training import TrainingProgress, UnfoldedRecovery
+from .unfolded import UnfoldedGradient, unfolded_forward, unfolded_trajectory, unfolded_value_and_grad
 
 __all__ = [
     "RecoveryProgress",
     "RecoveryResult",
     "RecoveryState",
+    "TrainingProgress",
+    "UnfoldedGradient",
+    "UnfoldedRecovery",
     "fista",
     "hard_threshold",
     "iht",
@@ -17,4 +22,7 @@ __all__ = [
     "lasso",
     "lasso_gap",
     "soft_threshold",
+    "unfolded_forward",
+    "unfolded_trajectory",
+    "unfolded_value_and_grad",
 ]
