@@ -150,7 +150,7 @@ def _columns(A: Any, y: Any) -> tuple[Columns, np.ndarray, bool]:
     if is_sparse(A):
         A = checked_sparse(A)
         dtype = common_dtype(A.data, y)
-        columns, m = Columns(A.data.astype(dtype, copy=False), A.indices, A.indptr), A.shape[0]
+        columns, m = Columns(A.data[None].astype(dtype, copy=False), A.indices, A.indptr), A.shape[0]
     else:
         dtype = common_dtype(A, y)
         if not (_is_plain(A) and A.dtype == dtype):

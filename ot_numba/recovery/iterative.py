@@ -377,7 +377,7 @@ class _Run:
                 following -= self.step * self.G
                 self.operator.kernels.keep_largest(following, self.k)
             moved, size = (column_sums(xp, xp.astype(v, xp.float64) ** 2) for v in (following - X, X))
-        change = np.sqrt(moved / np.where(size > 0, size, 1.0))
+            change = np.sqrt(moved / np.where(size > 0, size, 1.0))
         return value, np.full_like(value, math.nan), change
 
     def iterate(self, tol: float, max_iter: int, check_every: int, callback: Callback, progress: bool) -> str:
@@ -418,7 +418,7 @@ class _Run:
     def _stalls(self, worst: float) -> bool:
         if worst < self.least[0]:
             self.least = worst, len(self.history)
-        near = 1e4 * float(self.operator.xp.finfo(self.X.dtype).eps)
+        near = 100 * float(self.operator.xp.finfo(self.X.dtype).eps)
         return worst <= near and len(self.history) - self.least[1] >= STALL
 
     def report(self, status: str, tol: float, squeeze: bool) -> RecoveryResult:

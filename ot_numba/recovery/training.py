@@ -366,7 +366,7 @@ class _Training:
         return iter(np.split(u, np.cumsum(sizes)[:-1]))
 
     def _grown(self, u: np.ndarray, count: int) -> np.ndarray:
-        """u with one layer more than `count`."""
+        """U with one layer more than `count`."""
         if not count:
             return self._start(1)
         pairs = zip(self._split(u, count), self._split(self._start(1), 1), strict=True)

@@ -1,6 +1,6 @@
 """Compiled loops of the LASSO: inner products with all columns, and coordinate descent on some of them.
 
-The columns of A are the rows of `values` (n, m); or, with `indices` and `indptr`, A is in CSC form.
+The columns of A are the rows of `values` (n, m); or, with `indices` and `indptr`, A is in CSC form and `values` (1, nnz).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _dot(values, indices, indptr, j, r):
             s += column[i] * r[i]
     else:
         for p in range(indptr[j], indptr[j + 1]):
-            s += values[p] * r[indices[p]]
+            s += values[0, p] * r[indices[p]]
     return s
 
 
@@ -50,7 +50,7 @@ def _subtract(values, indices, indptr, j, factor, r):
             r[i] -= factor * column[i]
     else:
         for p in range(indptr[j], indptr[j + 1]):
-            r[indices[p]] -= factor * values[p]
+            r[indices[p]] -= factor * values[0, p]
 
 
 @helper
@@ -200,8 +200,8 @@ def _squares_and_products(values, indices, indptr, y, lo, hi, squares, products)
                 t += column[i] * y[i]
         else:
             for p in range(indptr[j], indptr[j + 1]):
-                s += np.float64(values[p]) * np.float64(values[p])
-                t += values[p] * y[indices[p]]
+                s += np.float64(values[0, p]) * np.float64(values[0, p])
+                t += values[0, p] * y[indices[p]]
         squares[j], products[j] = s, t
 
 

@@ -115,7 +115,10 @@ def _proximal_step(soft, step, tau, momentum, x, z, g, signs, lo, hi, products):
                 _sign(w, signs[i:j])
             if z is not None:
                 total += _restart_product(z[i:j], w, x[i:j])
-                _extrapolate(w, x[i:j], momentum, z[i:j])
+                if momentum != 0:
+                    _extrapolate(w, x[i:j], momentum, z[i:j])
+                else:
+                    z[i:j] = w
             x[i:j] = w
         products[block] = total
 

@@ -30,12 +30,14 @@ def proximal_step(
     """Layer of X and Z in place; the sign of what it has made, and the product that tells when to restart."""
     xp = array_namespace(X)
     V = Z - step * G
-    zero = xp.zeros_like(V)
-    W = xp.where(xp.abs(V) <= tau, zero, V - tau * xp.sign(V) if kind == SOFT else V)  # a NaN passes
+    W = xp.where(xp.abs(V) <= tau, xp.zeros_like(V), V - tau * xp.sign(V) if kind == SOFT else V)  # a NaN passes
     if signs is not None:
-        signs[...] = xp.astype(zero < W, xp.int8) - xp.astype(zero > W, xp.int8)
-    product = xp.sum(xp.astype(Z - W, xp.float64) * xp.astype(W - X, xp.float64)) * (X is not Z)
-    Z[...] = W + momentum * (W - X)
+        signs[...] = xp.astype(W > 0, xp.int8) - xp.astype(W < 0, xp.int8)
+    if X is Z:
+        product = xp.zeros((), dtype=xp.float64, device=device(X))
+    else:
+        product = xp.sum(xp.astype(Z - W, xp.float64) * xp.astype(W - X, xp.float64))
+    Z[...] = W + momentum * (W - X) if momentum else W
     X[...] = W
     return product
 
