@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import is_numpy, read_floats, to_numpy
+from ..arrays.namespaces import read_floats, to_numpy
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real
 from ..kernels.contract import HARD, SOFT
 from .objective import column_sums, signals
@@ -349,10 +349,8 @@ class Normal:
         """``out = A' A Q``."""
         if self.gram is None:
             out[...] = self.operator.adjoint(self.operator.forward(Q))
-        elif is_numpy(self.operator.xp):
-            np.matmul(self.gram, Q, out=out)
         else:
-            out[...] = self.gram @ Q
+            self.operator.kernels.product(self.gram, Q, out)
         return out
 
 

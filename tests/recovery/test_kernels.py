@@ -11,7 +11,7 @@ from ot_numba.kernels.contract import HARD, SOFT
 
 CPU = importlib.import_module("ot_numba.kernels.cpu.thresholding")
 GENERIC = importlib.import_module("ot_numba.kernels.generic.thresholding")
-NAMES = ("residual_gradient", "proximal_step", "masked_adjoint", "keep_largest")
+NAMES = ("product", "residual_gradient", "proximal_step", "masked_adjoint", "keep_largest")
 DTYPES = ("float64", "float32")
 
 
@@ -48,6 +48,17 @@ def test_residual_gradient(m, n, size, dtype, seed, fused):
     assert (np.abs(R - exact) <= 2 * (n + 2) * eps * (np.abs(wide) @ np.abs(Z) + np.abs(Y))).all()
     reach = np.abs(wide).T @ (np.abs(wide) @ np.abs(Z) + np.abs(Y))
     assert (np.abs(G - wide.T @ exact) <= 2 * (n + m + 4) * eps * reach).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n", "size"), [(1, 1, 1), (40, 60, 109), (40, 60, 1000), (60, 40, 3001), (300, 200, 50)])
+def test_product(m, n, size, dtype):
+    A, Z = arrays(m, (m, n), (n, size), dtype=dtype)
+    out, other = np.full((m, size), np.nan, dtype), np.full((m, size), np.nan, dtype)
+    CPU.product(A, Z, out)
+    CPU.product(np.ascontiguousarray(A.T).T, Z, other)
+    for found in (out, other):
+        np.testing.assert_allclose(found, A @ Z, rtol=0, atol=50 * np.finfo(dtype).eps * n**0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,6 @@
 """Compiled loops of the LASSO: inner products with all columns, and coordinate descent on some of them.
 
-The columns of A are the rows of `values` (n, m); or, with `indices` and `indptr`, A is in CSC form and `values` (1, nnz).
+The columns of A are the rows of `values` (n, m); or, with `indices` and `indptr`, `values` (1, nnz) is that of CSC.
 """
 
 from __future__ import annotations

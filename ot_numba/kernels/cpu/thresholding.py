@@ -19,6 +19,8 @@ from .threads import run_blocks
 PIECE = 1024  #: entries that loops treat one after the other
 BLOCK_PIECES = 16  #: pieces that go to a thread together
 FUSED_FROM = 1 << 23  #: bytes of A too many for a cache to hold them for a second pass
+SERIAL = 1 << 18  #: multiplications up to which BLAS libraries do not wake, and then wait for, threads of their own
+LEAST_WIDTH = 32  #: columns of a product that is worth a call
 BLOCKS = 16  #: blocks of rows of A, at most
 
 
@@ -40,13 +42,29 @@ def _residual_gradient(A, z, y, lo, hi, block_rows, r, partial):
             add_row(g, A[k], r[k])
 
 
+def product(A: np.ndarray, Z: np.ndarray, out: np.ndarray) -> None:
+    """``out = A Z`` in place."""
+    count = math.ceil(A.size * Z.shape[1] / SERIAL)
+    width = math.ceil(Z.shape[1] / count)
+    if count == 1 or width < LEAST_WIDTH:
+        np.matmul(A, Z, out=out)
+        return
+
+    def task(lo: int, hi: int) -> None:
+        for block in range(lo, hi):
+            columns = slice(block * width, (block + 1) * width)
+            np.matmul(A, Z[:, columns], out=out[:, columns])
+
+    run_blocks(task, count, A.size * Z.shape[1] / 16)
+
+
 def residual_gradient(A: np.ndarray, Z: np.ndarray, Y: np.ndarray, R: np.ndarray, G: np.ndarray) -> None:
     """``R = A Z - Y`` and ``G = A' R`` in place."""
     m, n = A.shape
     if Z.shape[1] > 1 or A.nbytes < FUSED_FROM:
-        np.matmul(A, Z, out=R)
+        product(A, Z, R)
         np.subtract(R, Y, out=R)
-        np.matmul(A.T, R, out=G)
+        product(A.T, R, G)
         return
     rows = ROWS * math.ceil(m / (BLOCKS * ROWS))
     count = math.ceil(m / rows)

@@ -11,6 +11,11 @@ from ..contract import SOFT
 Array = Any
 
 
+def product(A: Array, Z: Array, out: Array) -> None:
+    """``out = A Z`` in place."""
+    out[...] = A @ Z
+
+
 def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array) -> None:
     """``R = A Z - Y`` and ``G = A' R`` in place."""
     R[...] = A @ Z - Y
