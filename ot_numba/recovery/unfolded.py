@@ -371,7 +371,8 @@ class Layers:
         """Set the measurements (m, B)."""
         self.Y = Y
         if self.normal.gram is not None:
-            self.products = self.operator.adjoint(Y)
+            self.products = self.operator.empty(self.operator.shape[1], Y.shape[1])
+            self.kernels.product(self.operator.A.T, Y, self.products)
 
     def gradient(self, Z: Array, G: Array) -> None:
         """``G = A' (A Z - Y)``."""
