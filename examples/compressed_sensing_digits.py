@@ -1,12 +1,12 @@
 """Images of digits from fewer measurements than pixels.
 
-Every image of scikit-learn's digits (8 x 8 pixels) is measured by random inner products with its pixels, half as many
-as there are, with a little noise. It is then found again as a sparse combination of cosines, a few at a time: by the
-LASSO, by hard thresholding that keeps k cosines, and by 20 layers of unfolded ISTA trained on other digits, which see no
-true image. Least squares of least norm stand for what no sparsity gives.
+Every image of scikit-learn's digits (8 x 8 pixels) is measured by random inner products with its pixels, fewer than
+there are, with a little noise. It is then found again as a sparse combination of cosines: by the LASSO, by hard
+thresholding that keeps k of them, and by layers of unfolded ISTA trained on the measurements of other digits, which see
+no true image. Least squares of least norm stand for what no sparsity gives.
 
     python examples/compressed_sensing_digits.py
-    python examples/compressed_sensing_digits.py --measurements 24
+    python examples/compressed_sensing_digits.py --measurements 32 --reg 0.02
 """
 
 import argparse
@@ -25,9 +25,9 @@ def main() -> None:
     """Parse the options, measure, recover, print the errors and draw the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("digits_output"), help="folder for the pictures")
-    parser.add_argument("--measurements", type=int, default=32, help="measurements of an image (default: 32)")
+    parser.add_argument("--measurements", type=int, default=48, help="measurements of an image (default: 48)")
     parser.add_argument("--noise", type=float, default=0.01, help="noise, as a part of a measurement (default: 0.01)")
-    parser.add_argument("--reg", type=float, default=0.02, help="regularisation, as a part of the largest useful one")
+    parser.add_argument("--reg", type=float, default=0.005, help="reg, as a part of the largest useful one (0.005)")
     parser.add_argument("--layers", type=int, default=20, help="layers of unfolded ISTA (default: 20)")
     options = parser.parse_args()
 
@@ -36,13 +36,12 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     images = rng.permutation(load_digits().data / 16)
-    # a row of cosines is the image of one coefficient
     cosines = np.stack([idctn(unit.reshape(SIDE, SIDE), norm="ortho").ravel() for unit in np.eye(PIXELS)])
     measure = rng.normal(size=(options.measurements, PIXELS)) / np.sqrt(options.measurements)
-    A = measure @ cosines.T
-    exact = measure @ images.T
-    Y = exact + options.noise * np.abs(exact).mean() * rng.normal(size=exact.shape)
-    train, Y, images = Y[:, 300:], Y[:, :300], images[:300]
+    Y = measure @ images.T
+    Y += options.noise * np.abs(Y).mean() * rng.normal(size=Y.shape)
+    A = measure @ cosines.T  # a row of cosines is the image of one coefficient
+    images, Y, train = images[:300], Y[:, :300], Y[:, 300:]
 
     reg = options.reg * float(np.median(np.abs(A.T @ train).max(axis=0)))
     k = options.measurements // 3

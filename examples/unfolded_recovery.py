@@ -75,8 +75,8 @@ def draw(A: np.ndarray, rng: np.random.Generator, size: int, noise: float = NOIS
 
 def paths(A: np.ndarray, Y: np.ndarray, method: str, layers: int) -> dict[str, list[np.ndarray]]:
     """Iterates of the untrained methods, and their limit."""
-    step = 1 / np.linalg.norm(A, 2) ** 2
-    found = {method: list(ot_numba.unfolded_trajectory(A, Y, step, n_layers=layers, reg=REG[method], prox=PROX[method]))}
+    plain = {"n_layers": layers, "reg": REG[method], "prox": PROX[method]}
+    found = {method: list(ot_numba.unfolded_trajectory(A, Y, 1 / np.linalg.norm(A, 2) ** 2, **plain))}
     options = {"reg": REG[method], "tol": 0, "on_fail": "ignore"}
     if method == "ISTA":
         path = []
@@ -119,7 +119,7 @@ def claims(curves: dict[str, np.ndarray], mismatch: dict[str, tuple[float, float
     yield (
         "unsupervised ISTA reaches nearly the solution of ISTA, in fewer iterations",
         excess[unsupervised] < 0.01 < excess["ISTA"],
-        f"objective {excess[unsupervised]:.2%} above the minimum after {layers} layers, plain ISTA {excess['ISTA']:.1%}",
+        f"objective {excess[unsupervised]:.2%} above it after {layers} layers, plain ISTA {excess['ISTA']:.1%}",
     )
     trained = [f"{kind} IHT" for kind in LOSSES]
     yield (
@@ -136,7 +136,7 @@ def claims(curves: dict[str, np.ndarray], mismatch: dict[str, tuple[float, float
     )
     (first, first_objective), (second, second_objective) = (mismatch[name] for name in trained)
     yield (
-        f"under mismatch (noise {noise:g} in place of {NOISE:g}) unsupervised IHT generalises better than supervised IHT",
+        f"under mismatch (noise {noise:g} for {NOISE:g}) unsupervised IHT generalises better than supervised IHT",
         second_objective < first_objective,
         f"objective {second_objective:.3f} against {first_objective:.3f}, but MSE {second:.4f} against {first:.4f}",
     )

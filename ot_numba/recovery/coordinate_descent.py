@@ -42,9 +42,9 @@ def lasso(
 
     Minimises :math:`\tfrac12\|y - A x\|^2 + reg\,\|x\|_1`. Columns are taken into a working set, best first by
     :math:`|a_j^\top r|`; coordinate descent on it is sped up by Anderson extrapolation, which also extrapolates the
-    dual point; then the duality gap of the whole problem decides whether to go on. Inner products with the other
-    columns are evaluated again only where :math:`|a_j^\top r|` may have reached `reg` since the last time, by how far
-    the residual r has moved.
+    dual point, and where that does not do it in 60 epochs by Newton steps on up to 512 nonzeros; then the duality gap
+    of the whole problem decides whether to go on. Inner products with the other columns are evaluated again only where
+    :math:`|a_j^\top r|` may have reached `reg` since the last time, by how far the residual r has moved.
 
     Parameters
     ----------
@@ -200,7 +200,8 @@ class _Signal:
         """Iterate; `status` says how it ended."""
         self.x[self.squares == 0] = 0
         self.seen = self.y
-        size, best, since = math.ceil(FIRST * len(self.y)), math.inf, 0
+        size, best, lowest, since = math.ceil(FIRST * len(self.y)), math.inf, math.inf, 0
+        eps = float(np.finfo(self.x.dtype).eps)
         while True:
             self.measure()
             self.history.append(RecoveryProgress(self.n_iter, self.value, self.gap))
@@ -210,8 +211,8 @@ class _Signal:
                 except StopIteration:
                     self.status = "stopped"
                     return
-            since = 0 if self.gap < best else since + 1
-            best = min(best, self.gap)
+            since = 0 if self.gap < best or self.value < (1 - eps) * lowest else since + 1
+            best, lowest = min(best, self.gap), min(lowest, self.value)
             if self.gap <= tol or self.n_iter >= max_iter or since >= STALL:
                 self.status = "converged" if self.gap <= tol else "floor" if since >= STALL else "max_iter"
                 return
@@ -221,8 +222,9 @@ class _Signal:
                 size, target = 2 * size, 0.0
             working = self._most_promising(size)
             self.n_iter += self.kernels.coordinate_descent(
-                *self.columns, self.y, working, self.squares, self.reg, self.x, self.r, target, max_iter - self.n_iter
-            )
+                *self.columns, self.y, working, self.squares, self.reg, eps, self.x, self.r, target,
+                max_iter - self.n_iter,
+            )  # fmt: skip
 
     def _most_promising(self, size: int) -> np.ndarray:
         """Columns of nonzeros, and those of the largest products; in order, which memory likes."""

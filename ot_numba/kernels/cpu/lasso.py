@@ -13,6 +13,10 @@ from .jit import helper, kernel
 from .threads import run_blocks
 
 MEMORY = 5  #: differences of iterates that the extrapolation combines
+NEWTON_EVERY = 10  #: extrapolations that have not done it, after which Newton's method is tried
+RIDGE = 1e-11  #: added to its matrix, as a part of the largest diagonal entry
+NEWTON_STEPS = 10  #: nonzeros that it may lose
+NEWTON_MOST = 512  #: nonzeros for which it is tried
 STALL = 20  #: extrapolations without a smaller gap that mean the rounding floor
 
 
@@ -76,6 +80,34 @@ def _descend(values, indices, indptr, active, size, squares, reg, x, r):
 
 
 @helper
+def _solve(M, v):
+    """Solve ``M u = v`` by Cholesky's factorisation, u in place of v, M overwritten; whether M is definite."""
+    K = v.shape[0]
+    for i in range(K):
+        row = M[i]
+        for j in range(i + 1):
+            other, s = M[j], row[j]
+            for p in range(j):
+                s -= row[p] * other[p]
+            if i == j:
+                if not s > 0:
+                    return False
+                row[i] = np.sqrt(s)
+            else:
+                row[j] = s / other[j]
+    for i in range(K):
+        s = v[i]
+        for p in range(i):
+            s -= M[i, p] * v[p]
+        v[i] = s / M[i, i]
+    for i in range(K - 1, -1, -1):
+        v[i] /= M[i, i]
+        for p in range(i):
+            v[p] -= M[i, p] * v[i]
+    return True
+
+
+@helper
 def _mixture(steps, weights):
     """Weights, of sum 1, of the combination of `steps` with the least norm; False where they are too alike."""
     K = steps.shape[0]
@@ -86,37 +118,59 @@ def _mixture(steps, weights):
             for p in range(steps.shape[1]):
                 s += np.float64(steps[i, p]) * steps[j, p]
             M[i, j] = s
-    ridge = 0.0
+    largest = 0.0
     for i in range(K):
-        ridge = max(ridge, M[i, i])
+        largest = max(largest, M[i, i])
     for i in range(K):
-        M[i, i] += 1e-12 * ridge
-    for i in range(K):  # Cholesky's factorisation, and both solves of M w = 1
-        for j in range(i + 1):
-            s = M[i, j]
-            for p in range(j):
-                s -= M[i, p] * M[j, p]
-            if i == j:
-                if not s > 0:
-                    return False
-                M[i, i] = np.sqrt(s)
-            else:
-                M[i, j] = s / M[j, j]
-    for i in range(K):
-        s = 1.0
-        for p in range(i):
-            s -= M[i, p] * weights[p]
-        weights[i] = s / M[i, i]
-    total = 0.0
-    for i in range(K - 1, -1, -1):
-        s = weights[i]
-        for p in range(i + 1, K):
-            s -= M[p, i] * weights[p]
-        weights[i] = s / M[i, i]
-        total += weights[i]
-    for i in range(K):
-        weights[i] /= total
+        M[i, i] += 1e-12 * largest
+    weights[:] = 1
+    if not (largest > 0 and _solve(M, weights)):
+        return False
+    total = weights.sum()
+    weights /= total
     return np.isfinite(total) and total != 0
+
+
+@helper
+def _newton(values, indices, indptr, active, size, reg, x, r, column):
+    """Steps to the minimum over the nonzeros with their signs kept, each to the first zero on the way; x and r."""
+    places, count = active[:size].copy(), 0
+    for k in range(size):
+        if x[active[k]] != 0:
+            places[count] = active[k]
+            count += 1
+    gram, largest = np.empty((count, count)), 0.0
+    for k in range(count):
+        column[:] = 0
+        _subtract(values, indices, indptr, places[k], column.dtype.type(-1), column)
+        for q in range(k + 1):
+            gram[k, q] = _dot(values, indices, indptr, places[q], column)
+            gram[q, k] = gram[k, q]
+        largest = max(largest, gram[k, k])
+    for _ in range(NEWTON_STEPS):
+        M, d = gram[:count, :count].copy(), np.empty(count)
+        for k in range(count):
+            M[k, k] += RIDGE * largest  # dependent columns: a long step, up to the first zero
+            d[k] = _dot(values, indices, indptr, places[k], r) - reg * np.sign(x[places[k]])
+        if not _solve(M, d):
+            return
+        share, first = 1.0, -1
+        for k in range(count):
+            if -d[k] * x[places[k]] > 0 and abs(x[places[k]]) < share * abs(d[k]):
+                share, first = abs(x[places[k]] / d[k]), k
+        for k in range(count):
+            j = places[k]
+            new = x.dtype.type(0 if k == first else x[j] + share * d[k])
+            _subtract(values, indices, indptr, j, new - x[j], r)
+            x[j] = new
+        if first < 0:
+            return
+        count -= 1
+        for k in range(first, count):
+            places[k] = places[k + 1]
+            gram[k, : count + 1] = gram[k + 1, : count + 1]
+        for k in range(first, count):
+            gram[:count, k] = gram[:count, k + 1]
 
 
 @helper
@@ -133,25 +187,26 @@ def _combine(weights, iterates, size, places, out):
 
 
 @helper
-def _objective(active, size, reg, x, r):
+def _norm(active, size, x):
     s = 0.0
     for k in range(size):
         s += abs(x[active[k]])
-    return 0.5 * _square_sum(r) + reg * s
+    return s
 
 
 @kernel
-def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, tol, max_epochs):
-    """Lower the LASSO's gap on the columns `working` to `tol`; x and r in place; returns the epochs it took.
+def coordinate_descent(values, indices, indptr, y, working, squares, reg, eps, x, r, tol, max_epochs):
+    """Lower the LASSO's gap on the columns `working` to `tol`, x and r in place; returns the epochs it took.
 
     After every `MEMORY` + 1 epochs on the columns that matter, x and r go to the combination of the last iterates
     whose residuals move the least (Anderson), if that lowers the objective; r is the extrapolated dual point as well.
+    Where columns are nearly dependent that would take thousands of epochs; Newton steps, now and then, end it.
     """
     m, K = r.shape[0], MEMORY
     active = np.empty(working.shape[0], np.int64)
     iterates, residuals = np.empty((K + 1, working.shape[0]), x.dtype), np.empty((K + 1, m), r.dtype)
     steps, weights = np.empty((K, m), r.dtype), np.empty(K)
-    epochs, best, since = 0, np.inf, 0
+    epochs, rounds, best, lowest, since = 0, 0, np.inf, np.inf, 0
     while True:
         top, size, norm, cross = 0.0, 0, 0.0, 0.0
         for k in range(working.shape[0]):
@@ -166,10 +221,21 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
             cross += np.float64(r[i]) * y[i]
         share = reg / max(reg, top)
         gap = 0.5 * (1 + share * share) * _square_sum(r) - share * cross + reg * norm
-        since = 0 if gap < best else since + 1
-        best = min(gap, best)
+        value = 0.5 * _square_sum(r) + reg * norm
+        since = 0 if gap < best or value < (1 - eps) * lowest else since + 1
+        best, lowest = min(gap, best), min(value, lowest)
         if gap <= tol or epochs >= max_epochs or since > STALL:
             return epochs
+        rounds += 1
+        if rounds % NEWTON_EVERY == 0 and size <= NEWTON_MOST:
+            for k in range(size):
+                iterates[0, k] = x[active[k]]
+            residuals[0] = r
+            _newton(values, indices, indptr, active, size, reg, x, r, steps[0])
+            if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < value:
+                for k in range(size):
+                    x[active[k]] = iterates[0, k]
+                r[:] = residuals[0]
         for q in range(K + 1):
             _descend(values, indices, indptr, active, size, squares, reg, x, r)
             for k in range(size):
@@ -180,10 +246,10 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
                     steps[q - 1, i] = residuals[q, i] - residuals[q - 1, i]
         epochs += K + 1
         if _mixture(steps, weights):
-            before = _objective(active, size, reg, x, r)
+            before = 0.5 * _square_sum(r) + reg * _norm(active, size, x)
             _combine(weights, iterates, size, active, x)
             _combine(weights, residuals, m, None, r)
-            if not _objective(active, size, reg, x, r) < before:
+            if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < before:
                 for k in range(size):
                     x[active[k]] = iterates[K, k]
                 r[:] = residuals[K]
