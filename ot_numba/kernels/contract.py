@@ -45,7 +45,7 @@ proximal_step       ``sum (Z - W) (W - X)`` for ``W = prox(V)`` and the old X an
                     is W. Without momentum X and Z may be the same array, and the sum is 0
 masked_adjoint      ``(sum Q G, sum Q signs)`` for ``Q = P`` where signs != 0, else 0; P becomes Q in place
 keep_largest        nothing; X in place, all but the k largest absolute values of every column becoming 0; of
-                    equal ones the first rows are kept
+                    equal ones the first rows are kept, and NaN counts as infinite
 ==================  ==========================================================================================
 """
 

@@ -23,7 +23,9 @@ Array = Any
 FIRST = 0.25  #: size of the first working set, as a part of the number of measurements
 INNER = 0.1  #: part of the gap to which a working set is solved
 LEAST = 0.3  #: the same, of the gap that is asked for in the end
-STALL = 3  #: working sets without a smaller gap that mean the rounding floor
+ROUND = 60  #: epochs after which Newton's method is tried
+NEWTON_MOST = 512  #: nonzeros for which it is tried
+STALL = 3  #: rounds, or working sets, without a smaller gap or objective that mean the rounding floor
 
 
 def lasso(
@@ -177,7 +179,7 @@ class _Signal:
         self.squares, self.products = lasso.squares_and_products(columns, y)
         self.slack = np.zeros_like(self.squares)
         self.r = y.copy()
-        self.energy = float(_square_sum(y))
+        self.energy, self.eps = _square_sum(y), float(np.finfo(y.dtype).eps)
         self.n_iter = 0
         self.history: list[RecoveryProgress] = []
 
@@ -201,7 +203,6 @@ class _Signal:
         self.x[self.squares == 0] = 0
         self.seen = self.y
         size, best, lowest, since = math.ceil(FIRST * len(self.y)), math.inf, math.inf, 0
-        eps = float(np.finfo(self.x.dtype).eps)
         while True:
             self.measure()
             self.history.append(RecoveryProgress(self.n_iter, self.value, self.gap))
@@ -211,7 +212,7 @@ class _Signal:
                 except StopIteration:
                     self.status = "stopped"
                     return
-            since = 0 if self.gap < best or self.value < (1 - eps) * lowest else since + 1
+            since = 0 if self.gap < best or self.value < (1 - self.eps) * lowest else since + 1
             best, lowest = min(best, self.gap), min(lowest, self.value)
             if self.gap <= tol or self.n_iter >= max_iter or since >= STALL:
                 self.status = "converged" if self.gap <= tol else "floor" if since >= STALL else "max_iter"
@@ -220,11 +221,27 @@ class _Signal:
             target = max(INNER * self.excess, LEAST * tol * 0.5 * self.energy)
             if since:  # rounding, or a working set that was too small
                 size, target = 2 * size, 0.0
-            working = self._most_promising(size)
-            self.n_iter += self.kernels.coordinate_descent(
-                *self.columns, self.y, working, self.squares, self.reg, eps, self.x, self.r, target,
-                max_iter - self.n_iter,
+            self._descend(self._most_promising(size), target, max_iter)
+
+    def _descend(self, working: np.ndarray, target: float, max_iter: int) -> None:
+        """Lower the gap on a working set; epochs in rounds, with a Newton step after each that has not done it."""
+        best, lowest, since = math.inf, math.inf, 0
+        while True:
+            epochs, gap, value = self.kernels.coordinate_descent(
+                *self.columns, self.y, working, self.squares, self.reg, self.x, self.r, target,
+                min(ROUND, max_iter - self.n_iter),
             )  # fmt: skip
+            self.n_iter += epochs
+            since = 0 if gap < best or value < (1 - self.eps) * lowest else since + 1
+            best, lowest = min(best, gap), min(lowest, value)
+            if gap <= target or self.n_iter >= max_iter or since >= STALL:
+                return
+            places = working[self.x[working] != 0]
+            if len(places) <= NEWTON_MOST:
+                before = self.x[places], self.r.copy()
+                self.kernels.newton(*self.columns, places.copy(), self.reg, self.x, self.r)
+                if not 0.5 * _square_sum(self.r) + self.reg * float(np.abs(self.x).sum(dtype=float)) < value:
+                    self.x[places], self.r[:] = before
 
     def _most_promising(self, size: int) -> np.ndarray:
         """Columns of nonzeros, and those of the largest products; in order, which memory likes."""

@@ -206,6 +206,31 @@ def test_path_by_warm_starts():
     assert warm < cold
 
 
+@pytest.mark.parametrize("form", [np.asfortranarray, scipy.sparse.csc_array])
+def test_nearly_dependent_columns_and_small_reg(form):
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(60, 150))
+    for j in range(1, 150):
+        A[:, j] = 0.97 * A[:, j - 1] + 0.25 * A[:, j]
+    y = A[:, ::30].sum(axis=1) + rng.normal(size=60)
+    top = np.abs(A.T @ y).max()
+    for part in (1e-1, 1e-3, 1e-5):
+        result = lasso(form(A), y, reg=part * top, tol=1e-9, max_iter=20_000)
+        assert result.converged
+        assert lasso_gap(A, y, result.x, reg=part * top) <= 1e-9 * (1 + 1e-3)
+    scaled = lasso(form(A * 10.0 ** rng.uniform(-3, 3, 150)), y, reg=top, tol=1e-9)
+    assert scaled.converged
+
+
+def test_more_nonzeros_than_measurements_at_the_start():
+    A, y = problem(20, 60)
+    init = np.random.default_rng(0).normal(size=60)
+    for reg in (1e-1, 1e-4):
+        result = lasso(A, y, reg=reg, tol=1e-10, init=init)
+        assert result.converged
+        assert (result.x != 0).sum() <= 20 or result.gap <= 1e-10
+
+
 # ---- hard thresholding
 
 

@@ -124,6 +124,13 @@ def test_keep_largest(n, size, seed, data):
         np.testing.assert_array_equal(ours[:, b], np.where(np.isin(np.arange(n), kept), X[:, b], 0))
 
 
+@pytest.mark.parametrize("module", [CPU, GENERIC])
+def test_keep_largest_keeps_nan(module):
+    X = np.array([[1.0], [np.nan], [-np.inf], [3.0]])
+    module.keep_largest(X, 2)
+    np.testing.assert_array_equal(X[:, 0], [0, np.nan, -np.inf, 0])
+
+
 def test_bits_do_not_depend_on_threads(monkeypatch):
     monkeypatch.setattr(CPU, "FUSED_FROM", 0)
     A, Z, Y, P = arrays(4, (801, 1003), (1003, 1), (801, 1), (1003, 700))

@@ -13,11 +13,8 @@ from .jit import helper, kernel
 from .threads import run_blocks
 
 MEMORY = 5  #: differences of iterates that the extrapolation combines
-NEWTON_EVERY = 10  #: extrapolations that have not done it, after which Newton's method is tried
-RIDGE = 1e-11  #: added to its matrix, as a part of the largest diagonal entry
-NEWTON_STEPS = 10  #: nonzeros that it may lose
-NEWTON_MOST = 512  #: nonzeros for which it is tried
-STALL = 20  #: extrapolations without a smaller gap that mean the rounding floor
+RIDGE = 1e-11  #: added to the matrix of Newton's method, as a part of the largest diagonal entry
+NEWTON_STEPS = 10  #: nonzeros that Newton's method may lose
 
 
 class Columns(NamedTuple):
@@ -132,13 +129,80 @@ def _mixture(steps, weights):
 
 
 @helper
-def _newton(values, indices, indptr, active, size, reg, x, r, column):
-    """Steps to the minimum over the nonzeros with their signs kept, each to the first zero on the way; x and r."""
-    places, count = active[:size].copy(), 0
+def _combine(weights, iterates, size, places, out):
+    """``out = sum_q weights[q] iterates[q + 1]``, at some places of it."""
     for k in range(size):
-        if x[active[k]] != 0:
-            places[count] = active[k]
-            count += 1
+        s = 0.0
+        for q in range(weights.shape[0]):
+            s += weights[q] * iterates[q + 1, k]
+        if places is None:
+            out[k] = s
+        else:
+            out[places[k]] = s
+
+
+@helper
+def _norm(active, size, x):
+    s = 0.0
+    for k in range(size):
+        s += abs(x[active[k]])
+    return s
+
+
+@kernel
+def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, tol, max_epochs):
+    """Lower the LASSO's gap on the columns `working` to `tol`, x and r in place; epochs it took, gap and objective.
+
+    After every `MEMORY` + 1 epochs on the columns that matter, x and r go to the combination of the last iterates
+    whose residuals move the least (Anderson), if that lowers the objective; r is the extrapolated dual point as well.
+    """
+    m, K = r.shape[0], MEMORY
+    active = np.empty(working.shape[0], np.int64)
+    iterates, residuals = np.empty((K + 1, working.shape[0]), x.dtype), np.empty((K + 1, m), r.dtype)
+    steps, weights = np.empty((K, m), r.dtype), np.empty(K)
+    epochs = 0
+    while True:
+        top, size, norm, cross = 0.0, 0, 0.0, 0.0
+        for k in range(working.shape[0]):
+            j = working[k]
+            c = np.float64(abs(_dot(values, indices, indptr, j, r)))
+            top = max(top, c)
+            norm += abs(x[j])
+            if (x[j] != 0 or c > reg) and squares[j] > 0:
+                active[size] = j
+                size += 1
+        for i in range(m):
+            cross += np.float64(r[i]) * y[i]
+        share, squared = reg / max(reg, top), _square_sum(r)
+        gap = 0.5 * (1 + share * share) * squared - share * cross + reg * norm
+        if gap <= tol or epochs >= max_epochs:
+            return epochs, gap, 0.5 * squared + reg * norm
+        for q in range(K + 1):
+            _descend(values, indices, indptr, active, size, squares, reg, x, r)
+            for k in range(size):
+                iterates[q, k] = x[active[k]]
+            residuals[q] = r
+            if q:
+                for i in range(m):
+                    steps[q - 1, i] = residuals[q, i] - residuals[q - 1, i]
+        epochs += K + 1
+        if _mixture(steps, weights):
+            before = 0.5 * _square_sum(r) + reg * _norm(active, size, x)
+            _combine(weights, iterates, size, active, x)
+            _combine(weights, residuals, m, None, r)
+            if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < before:
+                for k in range(size):
+                    x[active[k]] = iterates[K, k]
+                r[:] = residuals[K]
+
+
+@kernel
+def newton(values, indices, indptr, places, reg, x, r):
+    """Steps towards the minimum over the nonzeros with their signs kept, each up to the first zero on the way.
+
+    The nonzeros are at `places`, which is overwritten; x and r in place.
+    """
+    count, column = places.shape[0], np.empty_like(r)
     gram, largest = np.empty((count, count)), 0.0
     for k in range(count):
         column[:] = 0
@@ -171,88 +235,6 @@ def _newton(values, indices, indptr, active, size, reg, x, r, column):
             gram[k, : count + 1] = gram[k + 1, : count + 1]
         for k in range(first, count):
             gram[:count, k] = gram[:count, k + 1]
-
-
-@helper
-def _combine(weights, iterates, size, places, out):
-    """``out = sum_q weights[q] iterates[q + 1]``, at some places of it."""
-    for k in range(size):
-        s = 0.0
-        for q in range(weights.shape[0]):
-            s += weights[q] * iterates[q + 1, k]
-        if places is None:
-            out[k] = s
-        else:
-            out[places[k]] = s
-
-
-@helper
-def _norm(active, size, x):
-    s = 0.0
-    for k in range(size):
-        s += abs(x[active[k]])
-    return s
-
-
-@kernel
-def coordinate_descent(values, indices, indptr, y, working, squares, reg, eps, x, r, tol, max_epochs):
-    """Lower the LASSO's gap on the columns `working` to `tol`, x and r in place; returns the epochs it took.
-
-    After every `MEMORY` + 1 epochs on the columns that matter, x and r go to the combination of the last iterates
-    whose residuals move the least (Anderson), if that lowers the objective; r is the extrapolated dual point as well.
-    Where columns are nearly dependent that would take thousands of epochs; Newton steps, now and then, end it.
-    """
-    m, K = r.shape[0], MEMORY
-    active = np.empty(working.shape[0], np.int64)
-    iterates, residuals = np.empty((K + 1, working.shape[0]), x.dtype), np.empty((K + 1, m), r.dtype)
-    steps, weights = np.empty((K, m), r.dtype), np.empty(K)
-    epochs, rounds, best, lowest, since = 0, 0, np.inf, np.inf, 0
-    while True:
-        top, size, norm, cross = 0.0, 0, 0.0, 0.0
-        for k in range(working.shape[0]):
-            j = working[k]
-            c = np.float64(abs(_dot(values, indices, indptr, j, r)))
-            top = max(top, c)
-            norm += abs(x[j])
-            if (x[j] != 0 or c > reg) and squares[j] > 0:
-                active[size] = j
-                size += 1
-        for i in range(m):
-            cross += np.float64(r[i]) * y[i]
-        share = reg / max(reg, top)
-        gap = 0.5 * (1 + share * share) * _square_sum(r) - share * cross + reg * norm
-        value = 0.5 * _square_sum(r) + reg * norm
-        since = 0 if gap < best or value < (1 - eps) * lowest else since + 1
-        best, lowest = min(gap, best), min(value, lowest)
-        if gap <= tol or epochs >= max_epochs or since > STALL:
-            return epochs
-        rounds += 1
-        if rounds % NEWTON_EVERY == 0 and size <= NEWTON_MOST:
-            for k in range(size):
-                iterates[0, k] = x[active[k]]
-            residuals[0] = r
-            _newton(values, indices, indptr, active, size, reg, x, r, steps[0])
-            if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < value:
-                for k in range(size):
-                    x[active[k]] = iterates[0, k]
-                r[:] = residuals[0]
-        for q in range(K + 1):
-            _descend(values, indices, indptr, active, size, squares, reg, x, r)
-            for k in range(size):
-                iterates[q, k] = x[active[k]]
-            residuals[q] = r
-            if q:
-                for i in range(m):
-                    steps[q - 1, i] = residuals[q, i] - residuals[q - 1, i]
-        epochs += K + 1
-        if _mixture(steps, weights):
-            before = 0.5 * _square_sum(r) + reg * _norm(active, size, x)
-            _combine(weights, iterates, size, active, x)
-            _combine(weights, residuals, m, None, r)
-            if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < before:
-                for k in range(size):
-                    x[active[k]] = iterates[K, k]
-                r[:] = residuals[K]
 
 
 @kernel

@@ -200,25 +200,11 @@ def masked_adjoint(P: np.ndarray, signs: np.ndarray, G: np.ndarray) -> tuple[flo
     return float(sums[0].sum()), float(sums[1].sum())
 
 
-@kernel
-def _keep_largest(X, k, lo, hi):
-    n = X.shape[0]
-    sizes = np.empty(n, X.dtype)
-    for b in range(lo, hi):
-        for i in range(n):
-            sizes[i] = abs(X[i, b])
-        least = np.partition(sizes, n - k)[n - k]
-        ties = k
-        for i in range(n):
-            ties -= sizes[i] > least
-        for i in range(n):
-            if sizes[i] == least and ties > 0:
-                ties -= 1
-            elif not sizes[i] > least:
-                X[i, b] = 0
-
-
 def keep_largest(X: np.ndarray, k: int) -> None:
     """All but the k largest absolute values of every column become 0, in place; of equal ones the first stay."""
     if k < X.shape[0]:
-        run_blocks(lambda lo, hi: _keep_largest(X, k, lo, hi), X.shape[1], X.size)
+        sizes = np.abs(X)
+        sizes[np.isnan(sizes)] = np.inf
+        least = -np.partition(-sizes, k - 1, axis=0)[k - 1]
+        larger, equal = sizes > least, sizes == least
+        X[~(larger | (equal & (np.cumsum(equal, axis=0) <= k - larger.sum(axis=0))))] = 0

@@ -58,6 +58,7 @@ def masked_adjoint(P: Array, signs: Array, G: Array) -> tuple[Array, Array]:
 def keep_largest(X: Array, k: int) -> None:
     """All but the k largest absolute values of every column become 0, in place; of equal ones the first stay."""
     xp = array_namespace(X)
-    order = xp.argsort(xp.abs(X), axis=0, descending=True, stable=True)
+    sizes = xp.where(xp.isnan(X), xp.full_like(X, xp.inf), xp.abs(X))
+    order = xp.argsort(sizes, axis=0, descending=True, stable=True)
     ranks = xp.argsort(order, axis=0, stable=True)
     X[...] = xp.where(ranks < k, X, xp.zeros((), dtype=X.dtype, device=device(X)))
