@@ -39,6 +39,7 @@ arrays.
 name                what it returns
 ==================  ==========================================================================================
 product             nothing; ``out = A Z`` in place, where A may be the transpose of a C-contiguous array
+columns_of          what may serve `residual_gradient` as `columns` where Z is sparse, of the size of A; or None
 residual_gradient   nothing; ``R = A Z - Y`` and ``G = A' R`` in place, for A (m, n)
 proximal_step       ``sum (Z - W) (W - X)`` for ``W = prox(V)`` and the old X and Z; then, in place, `signs` (int8,
                     if given) is the sign of W, that is of V where it passed, Z is ``W + momentum (W - X)`` and X

@@ -93,7 +93,8 @@ def ista(
     Notes
     -----
     An iteration takes a product with A and one with its transpose (2 m n B multiplications), a check the time of an
-    elementwise pass. Memory beyond the input: O((m + n) B). `fista` needs far fewer iterations, `lasso` is faster where
+    elementwise pass. Of an array the first product takes time by the nonzeros of x where few are. Memory beyond the
+    input: O((m + n) B), and a transposed copy of an array. `fista` needs far fewer iterations, `lasso` is faster where
     the columns of A can be read.
 
     References
@@ -296,6 +297,7 @@ def _solve(
     if step is None:
         norm = operator.squared_norm()
         step = 1 / norm if norm > 0 else 1.0
+    operator.expect_sparse()
     run = _Run(operator, Y, X, method, reg, k, step, restart)
     status = run.iterate(tol, max_iter, check_every, callback, progress)
     result = run.report(status, tol, squeeze)

@@ -39,6 +39,9 @@ class Operator:
         R[...] = self.forward(Z) - Y
         G[...] = self.adjoint(R)
 
+    def expect_sparse(self) -> None:
+        """Prepare for many gradients at sparse points."""
+
     def empty(self, *shape: int) -> Array:
         """An array beside the data."""
         device = {} if self.device == "cpu" else {"device": self.device}
@@ -74,6 +77,7 @@ class DenseOperator(Operator):
     def __init__(self, A: Array, y: Array) -> None:
         super().__init__(y)
         self.A, self.shape = A, tuple(A.shape)
+        self.columns: Array = None
 
     def forward(self, X: Array) -> Array:
         """``A X``."""
@@ -85,13 +89,17 @@ class DenseOperator(Operator):
 
     def residual_gradient(self, Z: Array, Y: Array, R: Array, G: Array) -> None:
         """``R = A Z - Y`` and ``G = A' R`` in place."""
-        self.kernels.residual_gradient(self.A, Z, Y, R, G)
+        self.kernels.residual_gradient(self.A, Z, Y, R, G, self.columns)
+
+    def expect_sparse(self) -> None:
+        """Prepare for many gradients at sparse points."""
+        self.columns = self.kernels.columns_of(self.A)
 
 
 class SparseOperator(DenseOperator):
     """A sparse matrix or array of SciPy or CuPy, in CSC form."""
 
-    residual_gradient = Operator.residual_gradient
+    residual_gradient, expect_sparse = Operator.residual_gradient, Operator.expect_sparse
 
     def __init__(self, A: Any, y: Array) -> None:
         super().__init__(A, y)

@@ -344,6 +344,8 @@ class Normal:
         m, n = operator.shape
         dense = isinstance(operator, DenseOperator) and not isinstance(operator, SparseOperator)
         self.gram = operator.A.T @ operator.A if dense and n < 2 * m and uses > 1 else None
+        if self.gram is None and uses > 3:
+            operator.expect_sparse()
 
     def apply(self, Q: Array, out: Array) -> Array:
         """``out = A' A Q``."""

@@ -11,7 +11,7 @@ from ot_numba.kernels.contract import HARD, SOFT
 
 CPU = importlib.import_module("ot_numba.kernels.cpu.thresholding")
 GENERIC = importlib.import_module("ot_numba.kernels.generic.thresholding")
-NAMES = ("product", "residual_gradient", "proximal_step", "masked_adjoint", "keep_largest")
+NAMES = ("product", "columns_of", "residual_gradient", "proximal_step", "masked_adjoint", "keep_largest")
 DTYPES = ("float64", "float32")
 
 
@@ -33,15 +33,18 @@ def test_signatures_are_the_same(name):
 
 @settings(max_examples=40)
 @given(
-    m=st.integers(1, 40), n=st.integers(1, 40), size=st.integers(1, 5), dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 99), fused=st.booleans(),
+    m=st.integers(1, 40), n=st.integers(1, 40), size=st.integers(1, 40), dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99), way=st.sampled_from(["BLAS", "fused", "sparse"]),
 )  # fmt: skip
-def test_residual_gradient(m, n, size, dtype, seed, fused):
+def test_residual_gradient(m, n, size, dtype, seed, way):
     A, Z, Y = arrays(seed, (m, n), (n, size), (m, size), dtype=dtype)
+    Z[np.random.default_rng(seed).random(Z.shape) < 0.7] = 0
     R, G = np.full((m, size), np.nan, dtype), np.full((n, size), np.nan, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CPU, "FUSED_FROM", 0 if fused else 1 << 40)
-        CPU.residual_gradient(A, Z, Y, R, G)
+        patch.setattr(CPU, "FUSED_FROM", 0 if way == "fused" else 1 << 40)
+        patch.setattr(CPU, "SPARSE", (2.0, 2.0))
+        patch.setattr(CPU, "SPARSE_FROM", 0)
+        CPU.residual_gradient(A, Z, Y, R, G, CPU.columns_of(A) if way == "sparse" else None)
     wide = A.astype("longdouble")
     exact = wide @ Z - Y
     eps = np.finfo(dtype).eps
@@ -141,10 +144,12 @@ def test_bits_do_not_depend_on_threads(monkeypatch):
             set_num_threads(threads)
             R, G = np.empty_like(Y), np.empty_like(Z)
             CPU.residual_gradient(A, Z, Y, R, G)
+            few, S, T = np.where(np.abs(P) > 2, P, 0), np.empty((801, 700)), np.empty_like(P)
+            CPU.residual_gradient(A, few, np.zeros_like(S), S, T, CPU.columns_of(A))
             x, z, q, kept = P.copy(), P[::-1].copy(), P.copy(), P.copy()
             product = CPU.proximal_step(SOFT, 0.1, 0.2, 0.5, x, z, P, None)
             CPU.keep_largest(kept, 9)
-            results.append([R, G, x, z, np.array(product), q, np.array(CPU.masked_adjoint(q, signs, P)), kept])
+            results.append([R, G, S, T, x, z, np.array(product), q, np.array(CPU.masked_adjoint(q, signs, P)), kept])
     finally:
         set_num_threads(before)
     for other in results[1:]:

@@ -21,6 +21,9 @@ BLOCK_PIECES = 16  #: pieces that go to a thread together
 FUSED_FROM = 1 << 23  #: bytes of A too many for a cache to hold them for a second pass
 SERIAL = 1 << 18  #: multiplications up to which BLAS libraries do not wake, and then wait for, threads of their own
 LEAST_WIDTH = 32  #: columns of a product that is worth a call
+SPARSE = 0.25, 0.1  #: part of the entries up to which A Z goes by the nonzeros: of one signal, and of several
+SPARSE_FROM = 1 << 15  #: entries of A for which that pays
+SIGNALS = 16  #: signals that are looked through together for their nonzeros
 BLOCKS = 16  #: blocks of rows of A, at most
 
 
@@ -58,10 +61,60 @@ def product(A: np.ndarray, Z: np.ndarray, out: np.ndarray) -> None:
     run_blocks(task, count, A.size * Z.shape[1] / 16)
 
 
-def residual_gradient(A: np.ndarray, Z: np.ndarray, Y: np.ndarray, R: np.ndarray, G: np.ndarray) -> None:
+@helper
+def _add_columns(out, c0, c1, c2, c3, w0, w1, w2, w3):
+    for i in range(out.shape[0]):
+        out[i] += (w0 * c0[i] + w1 * c1[i]) + (w2 * c2[i] + w3 * c3[i])
+
+
+@kernel
+def _sparse_product(columns, Z, lo, hi, out):
+    """``out = (A Z)'`` by the nonzeros of some signals, for the columns of A one after the other."""
+    n, size = Z.shape
+    places, counts = np.empty((SIGNALS, n + 1), np.int32), np.empty(SIGNALS, np.int64)
+    for group in range(lo, hi):
+        first = group * SIGNALS
+        width = min(SIGNALS, size - first)
+        counts[:] = 0
+        for j in range(n):
+            for q in range(width):
+                places[q, counts[q]] = j
+                counts[q] += Z[j, first + q] != 0
+        for q in range(width):
+            row, z, here, i = out[first + q], Z[:, first + q], places[q], 0
+            row[:] = 0
+            while i + 4 <= counts[q]:
+                j0, j1, j2, j3 = here[i], here[i + 1], here[i + 2], here[i + 3]
+                _add_columns(
+                    row, columns[j0], columns[j1], columns[j2], columns[j3], z[j0], z[j1], z[j2], z[j3]
+                )
+                i += 4
+            for k in range(i, counts[q]):
+                add_row(row, columns[here[k]], z[here[k]])
+
+
+def columns_of(A: np.ndarray) -> np.ndarray:
+    """What serves `residual_gradient` where Z is sparse: the transpose of A, C-contiguous."""
+    return np.ascontiguousarray(A.T)
+
+
+def residual_gradient(
+    A: np.ndarray, Z: np.ndarray, Y: np.ndarray, R: np.ndarray, G: np.ndarray, columns: np.ndarray | None = None
+) -> None:
     """``R = A Z - Y`` and ``G = A' R`` in place."""
     m, n = A.shape
-    if Z.shape[1] > 1 or A.nbytes < FUSED_FROM:
+    size = Z.shape[1]
+    if columns is not None and A.size >= SPARSE_FROM:
+        nonzeros = np.count_nonzero(Z)
+        if nonzeros < SPARSE[size > 1] * Z.size:
+            out = np.empty((size, m), A.dtype)
+            run_blocks(
+                lambda lo, hi: _sparse_product(columns, Z, lo, hi, out), math.ceil(size / SIGNALS), nonzeros * m
+            )
+            np.subtract(out.T, Y, out=R)
+            product(A.T, R, G)
+            return
+    if size > 1 or A.nbytes < FUSED_FROM:
         product(A, Z, R)
         np.subtract(R, Y, out=R)
         product(A.T, R, G)

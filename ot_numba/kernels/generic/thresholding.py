@@ -16,7 +16,11 @@ def product(A: Array, Z: Array, out: Array) -> None:
     out[...] = A @ Z
 
 
-def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array) -> None:
+def columns_of(A: Array) -> None:
+    """What serves `residual_gradient` where Z is sparse: nothing here."""
+
+
+def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array, columns: Array | None = None) -> None:
     """``R = A Z - Y`` and ``G = A' R`` in place."""
     R[...] = A @ Z - Y
     G[...] = A.T @ R
