@@ -53,7 +53,7 @@ def _ot_numba_fista(A: np.ndarray, y: np.ndarray, reg: float) -> Solver:
 def _celer(A: np.ndarray, y: np.ndarray, reg: float) -> Solver:
     from celer import celer_path
 
-    options = {"alphas": [reg / len(y)], "max_iter": 200, "max_epochs": 50_000}
+    options = {"alphas": [reg / len(y)], "max_iter": 50, "max_epochs": 2000}
     return lambda tol: celer_path(A, y, "lasso", tol=tol, **options)[1][:, 0]
 
 
@@ -65,7 +65,7 @@ def _skglm(A: np.ndarray, y: np.ndarray, reg: float) -> Solver:
 
     narrow = A.dtype == np.float32
     parts = [compiled_clone(part, to_float32=narrow) for part in (Quadratic(), L1(reg / len(y)))]
-    options = {"fit_intercept": False, "max_iter": 200, "max_epochs": 50_000}
+    options = {"fit_intercept": False, "max_iter": 50, "max_epochs": 2000}
 
     def run(tol: float) -> np.ndarray:
         start = np.zeros(A.shape[1], A.dtype), np.zeros(A.shape[0], A.dtype)
