@@ -34,6 +34,20 @@ if TYPE_CHECKING:  # `as` tells type checkers that the name is public here
         cost_scale as cost_scale,
         suggest_reg as suggest_reg,
     )
+    from ot_numba.recovery import (
+        RecoveryResult as RecoveryResult,
+        UnfoldedRecovery as UnfoldedRecovery,
+        fista as fista,
+        hard_threshold as hard_threshold,
+        iht as iht,
+        ista as ista,
+        lasso as lasso,
+        lasso_gap as lasso_gap,
+        soft_threshold as soft_threshold,
+        unfolded_forward as unfolded_forward,
+        unfolded_trajectory as unfolded_trajectory,
+        unfolded_value_and_grad as unfolded_value_and_grad,
+    )
     from ot_numba.transport import (
         ColorTransferResult as ColorTransferResult,
         DivergenceResult as DivergenceResult,
@@ -92,6 +106,20 @@ _HOMES = {
         "cost_scale",
         "suggest_reg",
     ),
+    "recovery": (
+        "RecoveryResult",
+        "UnfoldedRecovery",
+        "fista",
+        "hard_threshold",
+        "iht",
+        "ista",
+        "lasso",
+        "lasso_gap",
+        "soft_threshold",
+        "unfolded_forward",
+        "unfolded_trajectory",
+        "unfolded_value_and_grad",
+    ),
     "transport": (
         "ColorTransferResult",
         "DivergenceResult",
@@ -131,7 +159,7 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBPACKAGES = ("arrays", "costs", "kernels", "optimize", "transport")
+_SUBPACKAGES = ("arrays", "costs", "kernels", "optimize", "recovery", "transport")
 
 __all__ = sorted(_HOME_OF)
 

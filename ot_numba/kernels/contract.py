@@ -61,6 +61,26 @@ project_simplex     projections of the rows of V on ``{t >= 0, sum t = z_i, at m
                     float64; of equal entries those of lowest index are kept
 ksupport_norm_sq    squared k-support norms of rows, float64
 ==================  ==========================================================================================
+
+Sparse recovery has a family of its own, the module ``thresholding`` of every backend. Signals are the columns of (n, B)
+arrays, float32 or float64, measurements those of (m, B) arrays; all are C-contiguous. Layers are ``V = Z - step G`` and
+``prox(V)``, with the proximal operators SOFT, ``sign(V) max(|V| - tau, 0)``, and HARD, V where ``|V| > tau``, else 0.
+An entry with ``|V| = tau`` becomes 0, and NaN stays; V, and what is compared with tau, is rounded to the dtype of the
+arrays.
+
+==================  ==========================================================================================
+name                what it returns
+==================  ==========================================================================================
+product             nothing; ``out = A Z`` in place, where A may be the transpose of a C-contiguous array
+columns_of          what may serve `residual_gradient` as `columns` where Z is sparse, of the size of A; or None
+residual_gradient   nothing; ``R = A Z - Y`` and ``G = A' R`` in place, for A (m, n)
+proximal_step       ``sum (Z - W) (W - X)`` for ``W = prox(V)`` and the old X and Z; then, in place, `signs` (int8,
+                    if given) is the sign of W, that is of V where it passed, Z is ``W + momentum (W - X)`` and X
+                    is W. Without momentum X and Z may be the same array, and the sum is 0
+masked_adjoint      ``(sum Q G, sum Q signs)`` for ``Q = P`` where signs != 0, else 0; P becomes Q in place
+keep_largest        nothing; X in place, all but the k largest absolute values of every column becoming 0; of
+                    equal ones the first rows are kept, and NaN counts as infinite
+==================  ==========================================================================================
 """
 
 from __future__ import annotations
@@ -74,6 +94,9 @@ DENSE, DOT = range(2)
 
 #: Metrics of `pairwise_cost`: ||x - y||_2 ** power, and ||x - y||_1.
 POWER, CITYBLOCK = range(2)
+
+#: Proximal operators of `thresholding`.
+SOFT, HARD = range(2)
 
 #: Rows and columns of a tile that the kernels of `cpu.tiles` and `generic.tiles` visit as a whole, or not at all.
 SIDE = 16

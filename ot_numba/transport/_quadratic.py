@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from .semismooth import SemismoothNewton
-from .solver import State, progress_bar
+from .solver import State
 from .sparse_result import SparseModel, SparseProgress, SparseReport, SparseTransportResult
 
 Array = Any

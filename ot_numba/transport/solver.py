@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..arrays.namespaces import is_asynchronous, memory_of, read_floats
+from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_real, dtype_name
 from ..costs import CostMatrix, Grid
 from .acceleration import Relaxation
@@ -311,10 +312,3 @@ class Watch:
         elif self.since > self.patience and self.best < 30 * solver.floor:
             return "floor"
         return None
-
-
-def progress_bar(total: int, name: str) -> Any:
-    """A bar for so many iterations."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=name, unit="it")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, to_numpy
+from ..arrays.progress import progress_bar
 from ..arrays.validation import (
     as_float_array,
     check_choice,
@@ -26,7 +27,7 @@ from .objective import marginal_residual, pair
 from .problem import Problem, check_potentials, make_problem
 from .result import Progress, TransportResult, make_result
 from .semidual import column_sums, log_weights, rows_solved
-from .solver import State, progress_bar
+from .solver import State
 
 Array = Any
 METHODS = ("asgd", "sag")
