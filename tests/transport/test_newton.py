@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import time
 from pathlib import Path
 
 import array_api_strict
@@ -518,12 +519,38 @@ def test_sns_never_diverges():
     assert "sparse Hessian was not good enough" in result.message
 
 
-def test_solve_goes_to_newton_for_accuracy_at_small_reg():
+@pytest.mark.parametrize("reg", [1e-4, 1e-2, 1.0])
+def test_solve_and_sinkhorn_take_the_same_path(reg):
     C, a, b = family("points", 50)
-    for reg, tol, solver in ((1e-4, 1e-9, sinkhorn_newton), (1e-4, 1e-6, sinkhorn), (1e-2, 1e-9, sinkhorn)):
-        result, other = (solve(C, a, b, reg=reg, tol=tol) for solve in (ot_numba.solve, solver))
-        assert np.array_equal(result.f, other.f)
-        assert result.message == other.message
+    expected = sinkhorn_newton(C, a, b, reg=reg)
+    for solve in (ot_numba.solve, sinkhorn):
+        result = solve(C, a, b, reg=reg, tol=1e-9)
+        assert result.n_iter == expected.n_iter
+        assert np.array_equal(result.f, expected.f)
+        assert np.array_equal(result.g, expected.g)
+
+
+@pytest.mark.slow
+def test_auto_chooses_well():
+    """Close to the fastest way to solve Newton's systems, whichever that is."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    ratios = []
+    for kind in ("uniform", "points", "line", "images"):
+        C, a, b = family(kind, 300)
+        for reg in (1e-2, 1e-3, 1e-4):
+            hopeless = ("pcg",) if kind in ("uniform", "images") and reg < 1e-3 else ()
+            times = {}
+            for method in {"auto", "semidual", "pcg", "sparse"}.difference(hopeless):
+                runs = []
+                for _ in range(3):
+                    with threadpoolctl.threadpool_limits(1):
+                        start = time.process_time()
+                        sinkhorn_newton(C, a, b, reg=reg, method=method, on_fail="ignore")
+                        runs.append(time.process_time() - start)
+                times[method] = min(runs)
+            ratios.append(times["auto"] / min(times.values()))
+    assert max(ratios) <= 2.0, ratios
+    assert np.exp(np.mean(np.log(ratios))) <= 1.25, ratios
 
 
 # ---- the sparse Hessian
