@@ -255,6 +255,34 @@ def _solve_row(scores, tops, mass, reg, k, delta, heap, index, value):
     return f - top, conjugate, count
 
 
+@helper(fastmath={"contract", "reassoc", "nsz"})
+def _add_positive_parts(s, f, column):
+    """Add ``max(f + s, 0)`` to the column; its sum, and that of its squares."""
+    total = 0.0
+    square = 0.0
+    for j in range(s.shape[0]):
+        v = f + np.float64(s[j])
+        v = v if v > 0.0 else 0.0
+        column[j] += v
+        total += v
+        square += v * v
+    return total, square
+
+
+@helper
+def _add_row(x, y, scale, i, zero, f, G, scores, column):
+    """The same for a row of ``s``, where no entry has to be chosen."""
+    total = 0.0
+    square = 0.0
+    for j0 in range(0, G.shape[0], TILE):
+        j1 = min(G.shape[0], j0 + TILE)
+        fill_exponents(x[i : i + 1], y, scale, 0, 1, j0, j1, zero, G, scores)
+        first, second = _add_positive_parts(scores[0, j0:j1], f, column[j0:j1])
+        total += first
+        square += second
+    return total, square
+
+
 @kernel
 def _semidual_rows(
     x, y, scale, G, a, reg, k, delta, lo, hi, block_rows, F, conjugates, columns, scores, tops, heap, index, value
@@ -284,12 +312,24 @@ def _dual_rows(
         column[:] = 0
         for i in range(block * block_rows, min(n, (block + 1) * block_rows)):
             sums[i] = conjugates[i] = 0.0
-            if F[i] > -np.inf:
+            if not F[i] > -np.inf:
+                continue
+            if k == m:
+                sums[i], conjugates[i] = _add_row(x, y, scale, i, zero, F[i], G, scores, column)
+            else:
                 _fill_scores(x, y, scale, i, zero, G, scores, tops)
                 count = _select(scores[0], tops, -F[i], m if delta > 0 else k, heap, index, value)
                 sums[i], conjugates[i] = _masses(value, count, F[i], k, reg, delta)
                 for c in range(count):
                     column[index[c]] += value[c]
+    if k == m:
+        weight = 1 / (reg + delta)
+        for block in range(lo, hi):
+            for j in range(m):
+                columns[block, j] *= weight
+            for i in range(block * block_rows, min(n, (block + 1) * block_rows)):
+                sums[i] *= weight
+                conjugates[i] *= 0.5 * weight
 
 
 @kernel
