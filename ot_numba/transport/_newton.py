@@ -12,7 +12,7 @@ from ..costs import as_cost
 from .path import PATH_RATIO, SWEEPS, PathSolver, extrapolated
 from .problem import make_problem
 from .result import TransportResult
-from .solver import State, check_schedule, check_start
+from .solver import State, automatic_schedule, check_schedule, check_start
 from .truncated_newton import GLOBALIZATIONS
 
 Array = Any
@@ -161,8 +161,10 @@ def sinkhorn_newton(
         n_sinkhorn = SNS_SWEEPS if method == "sns" else SWEEPS
     if density is not None:
         density = check_real(density, "density", low=0, high=1, low_open=True)
-    warm = init is not None or (method == "sns" and isinstance(reg_schedule, str))
-    schedule = check_schedule(reg_schedule, problem, warm, PATH_RATIO)
+    cold = init is None and method != "sns"
+    schedule = check_schedule(
+        reg_schedule, problem.reg, lambda: automatic_schedule(problem, PATH_RATIO) if cold else []
+    )
     solver = PathSolver(
         problem,
         name="sinkhorn_newton",

@@ -10,7 +10,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from .semismooth import SemismoothNewton
-from .solver import State
+from .solver import LENIENCE, SUM_ROUNDINGS, State, check_schedule
 from .sparse_result import SparseModel, SparseProgress, SparseReport, SparseTransportResult
 
 Array = Any
@@ -54,7 +54,8 @@ def quadratic_ot(
         Decreasing regularisations to pass on the way to `reg`, to an error of 3% each. ``"auto"``: from 0.3 max(n, m)
         times the range of the cost over the mass, by factors of 4; none with an `init`.
     tol : float
-        On the L1 error of both marginals relative to the mass.
+        On the L1 error of both marginals relative to the mass. It is raised to the rounding floor where that is at most
+        ten times `tol` or 240 units of rounding, and the message says so.
     max_iter : int
         Largest number of Newton steps, those of the schedule included.
     init : SparseTransportResult or (f, g), optional
@@ -108,7 +109,9 @@ def quadratic_ot(
     if columns > rows:  # the system has as many unknowns as there are columns
         model = SparseModel(model.problem, None, 0.0, 0)
     run = Run("quadratic_ot", model, tol=tol, max_iter=max_iter, callback=callback, progress=progress)
-    schedule = _schedule(reg_schedule, model, init is not None)
+    schedule = check_schedule(
+        reg_schedule, model.problem.reg, lambda: _automatic_schedule(model) if init is None else []
+    )
     _, G = model.start(init)
     try:
         newton, status = run.follow([(reg, 0.0) for reg in schedule], STAGE_ERROR, G)
@@ -199,10 +202,15 @@ class Run:
         """The result; whether it has converged is decided by the plan."""
         errors = report.errors()
         error = sum(errors)
+        problem = self.model.problem
+        unit = float(problem.xp.finfo(problem.cost.dtype).eps) / 2
+        reached = f"marginal error {error:.2e} after {self.n_iter} iterations and {self.n_evaluations} evaluations"
+        if status == "floor" and self.tol < error <= LENIENCE * max(self.tol, SUM_ROUNDINGS * unit):
+            self.tol = error  # as `sinkhorn` does
+            reached += " (the rounding floor)"
         converged = error <= self.tol
         if converged and status != "stopped":
             status = "converged"
-        reached = f"marginal error {error:.2e} after {self.n_iter} iterations and {self.n_evaluations} evaluations"
         if status == "converged":
             message = f"converged: {reached}, tol={self.tol:.3g}"
         elif status == "stopped":
@@ -235,20 +243,9 @@ REMEDIES = {
 }
 
 
-def _schedule(schedule: Any, model: SparseModel, warm: bool) -> list[float]:
-    """Regularisations to pass on the way."""
-    reg = model.problem.reg
-    if schedule is None or (isinstance(schedule, str) and schedule == "auto" and warm):
-        return []
-    if isinstance(schedule, str):
-        check_choice(schedule, "reg_schedule", ("auto", None))
-        low, high = model.native.cost.bounds()
-        first = FIRST_STAGE * (high - low) * max(model.native.cost.shape) / model.mass
-        stages = max(0, math.ceil(math.log(first / reg, STAGE_RATIO))) if first > reg else 0
-        return [reg * STAGE_RATIO**i for i in range(stages - 1, 0, -1)]
-    if not isinstance(schedule, Iterable):
-        raise TypeError(f"reg_schedule must be 'auto', None or a sequence of numbers, got {schedule!r}")
-    regs = [check_real(v, "reg_schedule", low=reg, high=math.inf, high_open=True) for v in schedule]
-    if regs != sorted(regs, reverse=True):
-        raise ValueError(f"reg_schedule must decrease, got {regs}")
-    return [v for v in regs if v > reg]
+def _automatic_schedule(model: SparseModel) -> list[float]:
+    """Regularisations to pass on the way, by factors of `STAGE_RATIO`."""
+    low, high = model.native.cost.bounds()
+    first, reg = FIRST_STAGE * (high - low) * max(model.native.cost.shape) / model.mass, model.problem.reg
+    stages = max(0, math.ceil(math.log(first / reg, STAGE_RATIO))) if first > reg else 0
+    return [reg * STAGE_RATIO**i for i in range(stages - 1, 0, -1)]

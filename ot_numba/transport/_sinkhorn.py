@@ -12,7 +12,7 @@ from .acceleration import Anderson
 from .path import PATH_RATIO, PathSolver
 from .problem import make_problem
 from .result import TransportResult
-from .solver import Solver, State, Watch, check_schedule, check_start
+from .solver import Solver, State, Watch, automatic_schedule, check_schedule, check_start
 from .sweeps import AbsorbedSweep, LogSweep
 
 Array = Any
@@ -160,7 +160,10 @@ def sinkhorn(
     if anderson and relaxation not in ("auto", 1.0):
         raise ValueError(f"anderson replaces over-relaxation: relaxation must be 'auto' or 1, got {relaxation}")
     follow = method == "auto" and relaxation == "auto" and not anderson
-    schedule = check_schedule(reg_schedule, problem, init is not None, PATH_RATIO if follow else STAGE_RATIO)
+    ratio = PATH_RATIO if follow else STAGE_RATIO
+    schedule = check_schedule(
+        reg_schedule, problem.reg, lambda: automatic_schedule(problem, ratio) if init is None else []
+    )
     start = check_start(init, problem)
     options = {
         "tol": check_real(tol, "tol", low=0),

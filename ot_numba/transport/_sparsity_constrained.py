@@ -106,7 +106,7 @@ def sparsity_constrained_ot(
     learning_rate : float, optional
         Of Adam; default 1e-2 times the range of the cost.
     tol : float
-        On the L1 error of both marginals relative to the mass.
+        On the L1 error of both marginals relative to the mass; raised to the rounding floor as in `quadratic_ot`.
     max_iter : int
         Largest number of iterations.
     init : SparseTransportResult or (f, g), optional

@@ -49,24 +49,27 @@ class State:
     potentials: Callable[[], tuple[Array, Array]]
 
 
-def check_schedule(reg_schedule: Any, problem: Problem, warm: bool, ratio: float) -> list[float]:
-    """Regularisations before the last one; automatic ones fall by factors of `ratio`."""
-    reg = problem.reg
+def check_schedule(reg_schedule: Any, reg: float, automatic: Callable[[], list[float]]) -> list[float]:
+    """Regularisations before the last one."""
     if reg_schedule is None:
         return []
     if isinstance(reg_schedule, str):
         check_choice(reg_schedule, "reg_schedule", ("auto",))
-        low, high = problem.cost.bounds()
-        first = FIRST_STAGE * (high - low)
-        short = warm or high - low <= SHORT_RANGE * reg
-        count = 0 if short else math.ceil(math.log(first / reg, ratio) - 1e-9)
-        return [first / ratio**i for i in range(count)]
+        return automatic()
     if not isinstance(reg_schedule, Iterable):
         raise TypeError(f"reg_schedule must be 'auto', None or a sequence of numbers, got {reg_schedule!r}")
     stages = [check_real(value, "reg_schedule", low=reg, high=math.inf, high_open=True) for value in reg_schedule]
     if any(later > earlier for earlier, later in pairwise(stages)):
         raise ValueError(f"reg_schedule must decrease, got {stages}")
     return [value for value in dict.fromkeys(stages) if value > reg]
+
+
+def automatic_schedule(problem: Problem, ratio: float) -> list[float]:
+    """Regularisations that fall by factors of `ratio`; none where the range of the cost is short."""
+    low, high = problem.cost.bounds()
+    first, reg = FIRST_STAGE * (high - low), problem.reg
+    count = 0 if high - low <= SHORT_RANGE * reg else math.ceil(math.log(first / reg, ratio) - 1e-9)
+    return [first / ratio**i for i in range(count)]
 
 
 def check_start(init: Any, problem: Problem) -> tuple[Array, Array] | None:

@@ -212,7 +212,11 @@ class SparseDual:
         for _, indices, indptr in parts:
             pointers.append(xp.astype(indptr[1:], xp.int64) + total)
             total += indices.shape[0]
-        return xp.concat(pointers), xp.concat([part[1] for part in parts]), xp.concat([part[0] for part in parts])
+        indices = xp.concat([part[1] for part in parts])
+        indptr = xp.concat(pointers)
+        if total <= xp.iinfo(indices.dtype).max:
+            indptr = xp.astype(indptr, indices.dtype)
+        return indptr, indices, xp.concat([part[0] for part in parts])
 
     def _collect(self, parts: Any) -> tuple[Array, Array, Array]:
         """Row results of all tiles one after the other, column sums added."""

@@ -208,9 +208,13 @@ def test_float32():
     result = quadratic_ot(C, a, b, reg=0.1, tol=1e-5)
     assert result.converged
     assert result.plan.dtype == result.f.dtype == np.float32
-    stuck = quadratic_ot(C, a, b, reg=0.1, tol=1e-12, on_fail="ignore")
+    floor = quadratic_ot(C, a, b, reg=0.1, tol=1e-12)
+    assert floor.converged
+    assert "rounding floor" in floor.message
+    assert floor.marginal_error < 240 * 2.0**-24
+    stuck = quadratic_ot(1e4 + C, a, b, reg=0.1, tol=1e-12, on_fail="ignore")
     assert not stuck.converged
-    assert stuck.marginal_error < 1e-5
+    assert stuck.status == "floor"
 
 
 def test_point_cloud():
