@@ -47,7 +47,8 @@ template <typename T> struct Scores {
     }
     if (dense) {
 #pragma unroll
-      for (int u = 0; u < AT_ONCE; ++u) s[u] = fma(-scale, x[i * m + column[u]], s[u]);
+      for (int u = 0; u < AT_ONCE; ++u)
+        if (j + 32 * u < m) s[u] = fma(-scale, x[i * m + column[u]], s[u]);
     } else {
 #pragma unroll 1
       for (i64 p = 0; p < d; ++p) {
