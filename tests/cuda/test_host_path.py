@@ -254,6 +254,12 @@ def test_sparse_plans_are_those_of_cupy(cupy, data):
     assert 0 < P.dropped_mass <= 1e-3
 
 
+def test_rows_of_sparse_plans_in_several_tiles(cupy, data, monkeypatch):
+    for name in ("TILE_ENTRIES", "DEVICE_TILE_ENTRIES"):
+        monkeypatch.setattr(importlib.import_module("ot_numba.costs.gibbs"), name, 500)
+    test_same_as_numpy(cupy, data, "semi-dual and plan, euclidean", "float64")
+
+
 def test_warm_start_and_callback(cupy, data):
     C, seen = cupy.asarray(data["C"]), []
     first = sinkhorn(C, reg=0.01, callback=seen.append)

@@ -100,7 +100,7 @@ LARGE = {
     "scalings": {"MAX_BLOCKS": 2},
     "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
-    "topk": {"SHORT": 20, "ALL_WARPS": 16, "STORED": 500, "LARGEST_INDEX": 10},
+    "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
 }
 
 
@@ -298,7 +298,14 @@ def topk(cupy):
 
 
 ROWS = [(1, 1), (3, 2), (5, 33), (3, 129), (2, 257), (2, 1025)]
-LIMITS = [{"k": 1}, {"k": 3, "gone": 0.5}, {"k": 40, "ties": True}, {"k": 3, "delta": 0.1}, {"k": 10**6, "reg": 20.0}]
+LIMITS = [
+    {"k": 1},
+    {"k": 3, "gone": 0.5},
+    {"k": 40, "ties": True},
+    {"k": 3, "delta": 0.1},
+    {"k": 2, "delta": 1.0},
+    {"k": 10**6, "reg": 20.0},
+]
 
 
 def check_topk(topk, n, m, dtype):
@@ -384,14 +391,17 @@ def test_topk_bits_do_not_depend_on_the_order(topk, dtype, options, monkeypatch)
 @pytest.mark.parametrize("k", [3, 10**6])
 def test_topk_waits_for_nothing_and_reads_costs_once(topk, k):
     c = topk.Case(0, 60, 200, k=k)
+    c.F[:] = -c.s.max(axis=1)  # rows without weight are not even read
+    c.a[:] = 1.0
     module, asarray = topk.BACKENDS["cuda"]
     data = CostData(c.kind, asarray(c.x), asarray(c.y), c.scale)
     a, F, G = map(asarray, (c.a, c.F, c.G))
+    outs = []
     for function, first, second in ((module.semidual_rows, G, a), (module.dual_rows, F, G)):
         with counted() as counts:
-            out = function(data, first, second, c.reg, c.k, 0.0)
+            outs.append(function(data, first, second, c.reg, c.k, 0.0))
         assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
-        assert counts.live == sum(v.nbytes for v in out)
+        assert counts.live == sum(v.nbytes for v in outs[-1])
         read = [t.read for launch in counts.launches for t in launch.traffic if t.size == c.x.nbytes and not t.written]
         assert read == [c.x.nbytes]
 
@@ -412,6 +422,14 @@ EQUIVALENT = (
     "for (i64 j = 0; j < cost.m && position < stop; j += 32 * AT_ONCE) {",
     "for (i64 first = warp * 32 * AT_ONCE; first < cost.m; first += 32 * WARPS * AT_ONCE) {",
     "const bool mine = j < cost.m && (all || key >> shift >> 8 == found >> shift >> 8);",  # one more of the least key
+    "const bool mine = c < count && (all || key >> shift >> 8 == found >> shift >> 8);",
+    "if (j + 32 * u < m) s[u] = fma(-scale, x[i * m + column[u]], s[u]);",  # the last column once more, here and below
+    "for (int u = 0; u < AT_ONCE; ++u) s[u] = j + 32 * u < m ? s[u] : -infinity(T());",
+    "for (int first = 0; first < count; first += chunk) {",  # a last chunk of no entry, here and below
+    "for (int first = 32 * (threadIdx.x / 32); first < count; first += blockDim.x) {",
+    "for (int first = AT_ONCE * (threadIdx.x / 32 * 32); first < cost.m; first += AT_ONCE * blockDim.x) {",
+    "level = next > low && next < high ? next : 0.5 * (low + high);",  # an end is the root, or found out
+    "f = last || (next > low && next < high) || high == infinity(double()) ? next : 0.5 * (low + high);",
 )
 
 
@@ -455,6 +473,7 @@ def _quick_checks(cupy, family):
             yield functools.partial(check_topk, topk_checks, n, m, "float64")
         for k in (1, 50):
             yield functools.partial(topk_checks.test_of_equal_entries_the_first_are_kept, "cuda", k)
+        yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
 
 
 def _double_precision(source, kernel):

@@ -161,6 +161,9 @@ def test_reference_relaxation(backend):
     F, conjugates, sums = map(to_numpy, out)
     assert conjugates[0] - F[0] * 0.8 == pytest.approx(0.644545455, abs=1e-9)
     np.testing.assert_allclose(sums, [0.454545455, 0.272727273, 0.072727273, 0], atol=1e-9)
+    at_the_edge = CostData(DENSE, asarray(-np.array([[2.0, 1.0]])), asarray(np.empty((1, 1))), 1.0)  # full, or pooled
+    out = kernels.dual_rows(at_the_edge, asarray(np.zeros(1)), asarray(np.zeros(2)), 1.0, 1, 1.0)
+    assert [to_numpy(v).tolist() for v in out] == [[1.0], [1.0], [1.0, 0.0]]
 
 
 def relaxed_conjugate(x, k, reg, delta):
@@ -220,7 +223,9 @@ def check_agreement(backend, case):
         if case.kind == DENSE or case.k >= case.s.shape[1]:  # else rounding may choose another of two equal entries
             np.testing.assert_allclose(ours[2], theirs[2], atol=len(case.a) * len(case.G) * noise + 1e-13 * scale)
     if case.kind == DENSE:
-        np.testing.assert_allclose(case.plan(backend), case.plan("generic"), atol=8 * noise, rtol=1e-6)
+        for name in ("plan_rows", "semidual_plan_rows"):
+            plan = case.plan("generic", name)
+            np.testing.assert_allclose(case.plan(backend, name), plan, atol=8 * noise, rtol=1e-6)
 
 
 @compiled
@@ -346,6 +351,7 @@ def test_row_operations_agree(backend, seed, n, m, k, dtype, ties):
 
 
 def test_signatures_are_the_same():
+    cuda = importlib.import_module("ot_numba.kernels.cuda.topk")
     for name in NAMES:
-        ours, theirs = (inspect.signature(getattr(module, name)) for module in (CPU, GENERIC))
-        assert list(ours.parameters) == list(theirs.parameters)
+        cpu, gpu, generic = (list(inspect.signature(getattr(module, name)).parameters) for module in (CPU, cuda, GENERIC))
+        assert cpu == gpu == generic

@@ -13,6 +13,7 @@ Array = Any
 WARPS = 8  #: of the block that takes a row; one where a row has no more columns than `SHORT`
 SHORT = 256
 ALL_WARPS = 3168  #: that may be at work, 24 for each multiprocessor of the largest GPUs
+SCRATCH = 1 << 26  #: entries of all blocks that wait in global memory, at 20 bytes with the partial sums
 STORED = 40 << 10  #: bytes of shared memory in which a row waits for its selection
 SUMS, COUNT, FILL = map(np.int32, range(3))  #: what is done with the rows of a plan
 OUTPUTS = ("row_sums", "conjugates", "partial", "counts", "narrow_indices", "wide_indices", "data")
@@ -22,7 +23,7 @@ LARGEST_INDEX = np.iinfo(np.int32).max  #: beyond it, indices are 64-bit numbers
 def _geometry(n: int, m: int) -> tuple[int, int]:
     """Numbers of blocks and threads for rows of m entries."""
     warps = 1 if m <= SHORT else WARPS
-    return min(n, max(1, ALL_WARPS // warps)), 32 * warps
+    return max(1, min(n, ALL_WARPS // warps, SCRATCH // m)), 32 * warps
 
 
 def _place(m: int, dtype: Any, blocks: int) -> tuple[tuple[Any, Array, Array], int]:
