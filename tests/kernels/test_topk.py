@@ -353,5 +353,6 @@ def test_row_operations_agree(backend, seed, n, m, k, dtype, ties):
 def test_signatures_are_the_same():
     cuda = importlib.import_module("ot_numba.kernels.cuda.topk")
     for name in NAMES:
-        cpu, gpu, generic = (list(inspect.signature(getattr(module, name)).parameters) for module in (CPU, cuda, GENERIC))
+        functions = (getattr(module, name) for module in (CPU, cuda, GENERIC))
+        cpu, gpu, generic = (list(inspect.signature(function).parameters) for function in functions)
         assert cpu == gpu == generic

@@ -3,22 +3,23 @@
 //
 // A block takes a row at a time, one warp where rows are short. Scores are evaluated once, and wait with their columns
 // in shared memory, or where a row is longer than that in a piece of global memory of the block, which L2 holds. Of
-// these a compaction in the order of the columns leaves the few that can have mass. The k-th largest of them is found
-// by its digits, 8 bits at a time, and a second compaction leaves k, of equal ones the first. What is left is gone
-// through a few times: for the threshold (Michelot: entries below the threshold of what is left are thrown out) and, if
-// relaxed, by Newton's method for the level, and around it for the potential. No other thread touches a column of the
-// block's partial column sums while a row is added to them; they are added in the order of the blocks. So the bits are
-// always the same.
+// these a compaction in the order of the columns leaves the few that can have mass: those that are not too far below
+// the largest, nor below the k-th largest of what is largest for a thread. The k-th largest of them is found by its
+// digits, 8 bits at a time, and a second compaction leaves k, of equal ones the first. What is left is gone through a
+// few times: for the threshold (Michelot: entries below the threshold of what is left are thrown out) and, if relaxed,
+// by Newton's method for the level, and around it for the potential. No other thread touches a column of the block's
+// partial column sums while a row is added to them; they are added in the order of the blocks. So the bits are always
+// the same.
 //
 // Roofline on an H100 (3.35 TB/s, 132 SMs at 1.755 GHz), from the counts alone and never measured; per entry, s bytes
 // each, n = m = 10^4, dense (points of dimension d: no bytes from device memory, 2 d flops and (d + 1) s bytes of L1):
 //   plan_rows: s bytes of memory, 2 s + 4 bytes of shared memory or L2, 3 flops, no exp, about 25 issue slots; for the
 //     sums also 16 m bytes of partial sums for each of 396 blocks: bound by memory, 0.15 ms in float32 and 0.3 ms in
 //     float64. On top of it come about 30 barriers a row, some 3 us that the three blocks of a multiprocessor share:
-//     0.1 ms. Where nearly all entries of a row can have mass (reg large), the selection by digits takes up to 4 passes
-//     (float64: 8) of 25 slots, at most 0.4 ms (0.8 ms) more; with delta > 0 it is Newton's method on all of them,
-//     about 5 times 5 passes of 10 operations in float64: 3 ms. A plan takes two such launches, and s + 4 (8) bytes
-//     for each entry.
+//     0.1 ms. Where nearly all entries of a row are near the largest (reg large), and 256 <= k < m, the selection by
+//     digits takes up to 4 passes (float64: 8) of 25 slots, at most 0.4 ms (0.8 ms) more; with delta > 0 it is Newton's
+//     method on all of them, about 5 times 5 passes of 10 operations in float64: 3 ms. A plan takes two such launches,
+//     and s + 4 (8) bytes for each entry.
 //   project_rows: 2 s bytes of memory, else as plan_rows: bound by memory, 0.25 ms in float32 and 0.5 ms in float64.
 //   ksupport_rows: s bytes of memory, and the row from L2 in each of about 8 passes of 5 operations in float64: bound
 //     by these and by conversions, 0.5 ms.
@@ -79,6 +80,7 @@ struct Shared {
   double parts[2][4][MOST_WARPS];
   int counts[2][MOST_WARPS];
   unsigned bins[256];
+  double tops[32 * MOST_WARPS];  // largest score of each thread
   u64 chosen;
   int left, whole;
 };
@@ -120,8 +122,10 @@ struct Team {
 enum { DROP, KEEP, TIE };
 
 // Entries that the rule keeps, and the first `ties` of those that it calls ties, in place and in order; their number.
-template <bool FIRST, typename T, typename Rule>
-__device__ __forceinline__ int compact(Team& team, T* value, int* column, int count, int ties, Rule&& rule) {
+// The columns of a whole row are not there yet.
+template <typename T, typename Rule>
+__device__ __forceinline__ int compact(Team& team, T* value, int* column, int count, bool whole, int ties,
+                                       const Rule& rule) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunk = AT_ONCE * blockDim.x;
   const unsigned before = (1u << lane) - 1;
   int kept = 0, tied = 0;
@@ -138,7 +142,7 @@ __device__ __forceinline__ int compact(Team& team, T* value, int* column, int co
       at[u] = c;
       if (c < count) {
         v[u] = value[c];
-        if (!FIRST) at[u] = column[c];
+        if (!whole) at[u] = column[c];
         verdict = rule(v[u]);
       }
       keep[u] = __ballot_sync(FULL, verdict == KEEP);
@@ -183,14 +187,14 @@ __device__ __forceinline__ u64 ordered(double v) {
   return bits >> 63 ? ~bits : bits | 1ull << 63;
 }
 
-// The k largest of more than k entries, of equal ones the first, in place and in order.
-template <typename T>
-__device__ __forceinline__ void select(Team& team, T* value, int* column, int count, int k) {
-  typedef decltype(ordered(T())) Key;
+// The key of the k-th largest of at least k numbers, or one below it with the same numbers above it, and how many of
+// those with this key are among the k.
+template <typename T, typename Number, typename Key>
+__device__ __forceinline__ void select(Team& team, const Number* value, int count, int k, Key& found, int& left) {
   Shared& shared = team.shared;
   const int lane = threadIdx.x % 32;
-  Key found = 0;
-  int left = k;
+  found = 0;
+  left = k;
 #pragma unroll 1
   for (int shift = 8 * sizeof(Key) - 8; shift >= 0; shift -= 8) {
     const bool all = shift == 8 * sizeof(Key) - 8;
@@ -200,7 +204,7 @@ __device__ __forceinline__ void select(Team& team, T* value, int* column, int co
 #pragma unroll 1
     for (int first = 32 * (threadIdx.x / 32); first < count; first += blockDim.x) {
       const int c = first + lane;
-      const Key key = c < count ? ordered(value[c]) : 0;
+      const Key key = c < count ? ordered((T)value[c]) : 0;
       const bool mine = c < count && (all || key >> shift >> 8 == found >> shift >> 8);
       const int digit = mine ? (int)(key >> shift & 255) : 256;
       const unsigned same = __match_any_sync(FULL, digit);
@@ -232,10 +236,6 @@ __device__ __forceinline__ void select(Team& team, T* value, int* column, int co
     left = shared.left;
     if (shared.whole) break;  // all with these digits are taken, whatever the others
   }
-  compact<false>(team, value, column, count, left, [&](T v) {
-    const Key key = ordered(v);
-    return key > found ? KEEP : key == found ? TIE : DROP;
-  });
 }
 
 // A number of the dtype of the scores that is not above the limit, by no more than rounding below it.
@@ -257,17 +257,28 @@ __device__ __forceinline__ double evaluate(Team& team, const Cost& cost, i64 i, 
       top = larger(top, s[u]);
     }
   }
+  team.shared.tops[threadIdx.x] = top;
   return team.max(top);
 }
 
-// Of a row that is evaluated, the k largest of the entries from about `limit` on; returns their number.
+// Of a row that is evaluated, the k largest of the entries from about `limit` on, of equal ones the first; returns
+// their number. If more than k threads have such an entry, the k-th largest of their largest ones is a better limit.
 template <typename T>
 __device__ __forceinline__ int candidates(Team& team, T* value, int* column, int m, double limit, int k) {
+  typedef decltype(ordered(T())) Key;
   const T least = not_above(limit, T());
-  const int count = compact<true>(team, value, column, m, 0, [&](T v) { return v >= least ? KEEP : DROP; });
+  Key bound = ordered(least);
+  int ties;
+  if (__syncthreads_count(team.shared.tops[threadIdx.x] >= least) > k)
+    select<T>(team, team.shared.tops, blockDim.x, k, bound, ties);
+  const auto rule = [&](T v) {
+    const Key key = ordered(v);
+    return key > bound ? KEEP : key == bound ? TIE : DROP;
+  };
+  const int count = compact(team, value, column, m, true, m, rule);
   if (count <= k) return count;
-  select(team, value, column, count, k);
-  return k;
+  select<T>(team, value, count, k, bound, ties);
+  return compact(team, value, column, count, false, ties, rule);
 }
 
 // tau with sum max(v - top - tau, 0) = z > 0, and how many entries are above it.
@@ -426,7 +437,7 @@ __device__ __forceinline__ void plan_rows(const Scores<T>& cost, double* F, cons
     const auto mass = [&](T v) { return whole > 0 ? whole : row.mass(v); };
     if (output.mode == FILL) {
       const i64 start = output.counts[i];
-      count = compact<false>(team, value, column, count, 0, [&](T v) { return mass(v) > 0 ? KEEP : DROP; });
+      count = compact(team, value, column, count, false, 0, [&](T v) { return mass(v) > 0 ? KEEP : DROP; });
 #pragma unroll 1
       for (int c = threadIdx.x; c < count; c += blockDim.x) {
         if (output.wide)
@@ -475,7 +486,7 @@ __device__ __forceinline__ void plan_rows(const Scores<T>& cost, double* F, cons
     plan_rows(Scores<T>{x, y, scale, d, dense, G, n, m}, F, a, solving, k,                                            \
               Oracle{reg, delta, ratio, per_full, per_pooled, 0, 0, 0, 0, 0}, stored, values, columns, output);        \
   }
-// resources: plan_rows registers <= 80, shared <= 1616
+// resources: plan_rows registers <= 80, shared <= 3664
 PLAN_ROWS(float32)
 PLAN_ROWS(float64)
 
@@ -510,7 +521,7 @@ __device__ __forceinline__ void project_rows(const Given<T>& given, const double
       const T* V, i64 n, int m, const double* z, int k, int stored, T* values, int* columns, T* out) {                \
     project_rows(Given<T>{V, n, m}, z, k, stored, values, columns, out);                                              \
   }
-// resources: project_rows registers <= 64, shared <= 1616
+// resources: project_rows registers <= 64, shared <= 3664
 PROJECT_ROWS(float32)
 PROJECT_ROWS(float64)
 
@@ -550,6 +561,6 @@ template <typename T> __device__ __forceinline__ void ksupport_rows(const T* V, 
       const T* V, i64 n, int m, int k, double* out) {                                                                 \
     ksupport_rows(V, n, m, k, out);                                                                                   \
   }
-// resources: ksupport_rows registers <= 40, shared <= 1616
+// resources: ksupport_rows registers <= 40, shared <= 3664
 KSUPPORT_ROWS(float32)
 KSUPPORT_ROWS(float64)
