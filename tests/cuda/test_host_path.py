@@ -90,6 +90,37 @@ def stochastic(p, method, **options):
     return {"f": result.f, "g": result.g}
 
 
+SPARSE = {
+    "none": {"regularizer": "none"},
+    "l2": {"reg": 2.0, "regularizer": "l2"},
+    "ksparse": {"reg": 2.0, "regularizer": "ksparse", "k": 3},
+    "relaxed": {"reg": 2.0, "regularizer": "ksparse", "k": 3, "relax": 0.1},
+}
+
+
+def of_sparse_plan(plan):
+    indices, values = plan.lists()
+    P = plan.to_csr()
+    return {
+        "plan indices": indices, "plan values": values, "indptr": plan.indptr, "nnz": plan.nnz, "plan f": plan.f,
+        "columns": P.toarray().sum(axis=0),
+    }  # fmt: skip
+
+
+def sparse_semidual(p, C, **options):
+    arguments = p["g"], C, p["a"], p["b"]
+    value, grad = ot_numba.semidual_value_and_grad(*arguments, **options)
+    plan = ot_numba.semidual_sparse_plan(*arguments, **options)
+    return {"value": value, "gradient": grad, **of_sparse_plan(plan)}
+
+
+def sparse_dual(p, C, **options):
+    arguments = p["f"] + 0.2, p["g"], C, p["a"], p["b"]
+    value, grads = ot_numba.dual_value_and_grad(*arguments, **options)
+    plan = ot_numba.dual_sparse_plan(*arguments, **options)
+    return {"value": value, "grad f": grads[0], "grad g": grads[1], **of_sparse_plan(plan)}
+
+
 def divergence(p, **options):
     result = ot_numba.sinkhorn_divergence(p["x"], p["y"], p["a"], p["b"], reg=0.1, tol=tolerance(p["x"]), **options)
     return {"value": result.value, **result.gradients()}
@@ -162,6 +193,27 @@ CALLS = {
     "dual": lambda p: {
         "gradient": ot_numba.dual_value_and_grad(p["f"], p["g"], p["C"], p["a"], p["b"], reg=0.1)[1][0]
     },
+    **{
+        f"semi-dual and plan, {name}": lambda p, options=options: sparse_semidual(p, p["C"], **options)
+        for name, options in SPARSE.items()
+    },
+    **{
+        f"dual and plan, {name}": lambda p, options=options: sparse_dual(p, p["C"], **options)
+        for name, options in SPARSE.items()
+        if name != "none"
+    },
+    "semi-dual and plan of points": lambda p: sparse_semidual(p, cloud(p), **SPARSE["ksparse"]),
+    "dual and plan of points": lambda p: sparse_dual(p, cloud(p), **SPARSE["relaxed"]),
+    "semi-dual and plan, euclidean": lambda p: sparse_semidual(p, cloud(p, metric="euclidean"), **SPARSE["l2"]),
+    "semi-dual and plan, forbidden pairs": lambda p: sparse_semidual(p, p["I"], **SPARSE["ksparse"]),
+    "semi-dual and plan, zero weights": lambda p: sparse_semidual(p | {"a": p["a0"]}, p["C"], **SPARSE["relaxed"]),
+    "projections": lambda p: {
+        "simplex": ot_numba.project_simplex(p["V"], p["V"].sum(axis=0), axis=0),
+        "one": ot_numba.project_simplex(p["v"]),
+        "k largest": ot_numba.project_simplex_topk(p["D"], 3, 2.0),
+        "norms": ot_numba.ksupport_norm_sq(p["D"], 4),
+        "of columns": ot_numba.ksupport_norm_sq(p["D"], 2, axis=0),
+    },
     "dual Hessian": lambda p: {
         "Hv": ot_numba.dual_hessian_vector(p["f"], p["g"], p["u"], p["v"], p["C"], p["a"], p["b"], reg=0.1)[1]
     },
@@ -201,6 +253,12 @@ def test_sparse_plans_are_those_of_cupy(cupy, data):
     assert P.shape == (N, M)
     assert isinstance(P.dropped_mass, float)
     assert 0 < P.dropped_mass <= 1e-3
+
+
+def test_rows_of_sparse_plans_in_several_tiles(cupy, data, monkeypatch):
+    for name in ("TILE_ENTRIES", "DEVICE_TILE_ENTRIES"):
+        monkeypatch.setattr(importlib.import_module("ot_numba.costs.gibbs"), name, 500)
+    test_same_as_numpy(cupy, data, "semi-dual and plan, euclidean", "float64")
 
 
 def test_warm_start_and_callback(cupy, data):

@@ -5,6 +5,7 @@ On the emulated device each load and store is checked, and each test runs the th
 
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import sys
@@ -19,16 +20,16 @@ from ot_numba.kernels import CostData, contract, cuda
 from ot_numba.kernels.cuda import loader
 
 
-def _contract_tests():
-    """The module of the contract's checks, which are here run with one more backend."""
-    path = Path(__file__).parents[1] / "kernels" / "test_contract.py"
-    spec = importlib.util.spec_from_file_location("contract_checks", path)
+def _checks_of(name):
+    """A module of checks of the kernels, which are here run with one more backend."""
+    path = Path(__file__).parents[1] / "kernels" / f"test_{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_checks", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-checks = _contract_tests()
+checks, topk_checks = map(_checks_of, ("contract", "topk"))
 
 # dense; few coordinates, which are held in registers; many, which are multiplied as matrices
 COSTS = {"dense": (contract.DENSE, 1), "points": (contract.DOT, 3), "long points": (contract.DOT, 40)}
@@ -99,6 +100,7 @@ LARGE = {
     "scalings": {"MAX_BLOCKS": 2},
     "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
+    "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
 }
 
 
@@ -286,6 +288,125 @@ def test_stochastic_steps_of_large_problems(cupy, cost, dtype, monkeypatch):
         check_stochastic(cupy, cost, dtype, m, batch_size)
 
 
+# ---------------------------------------------------------------- rows of sparse plans
+
+
+@pytest.fixture
+def topk(cupy):
+    topk_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.topk"), cupy.asarray)
+    return topk_checks
+
+
+ROWS = [(1, 1), (3, 2), (5, 33), (3, 129), (2, 257), (2, 1025)]
+LIMITS = [
+    {"k": 1},
+    {"k": 3, "gone": 0.5},
+    {"k": 40, "ties": True, "reg": 20.0},
+    {"k": 3, "reg": 20.0},
+    {"k": 3, "delta": 0.1},
+    {"k": 2, "delta": 1.0},
+    {"k": 10**6, "reg": 20.0},
+]
+
+
+def check_topk(topk, n, m, dtype):
+    for index, options in enumerate(LIMITS):
+        for dot in (False, True):
+            with configure(seed=index):
+                topk.check_agreement("cuda", topk.Case(m, n, m, dot=dot, dtype=dtype, **options))
+        topk.check_row_operations("cuda", m, n, m, options["k"], dtype, "ties" in options)
+
+
+@each_dtype
+@pytest.mark.parametrize(("n", "m"), ROWS)
+def test_topk_sizes(topk, dtype, n, m):
+    check_topk(topk, n, m, dtype)
+
+
+@each_dtype
+def test_topk_of_large_problems(topk, dtype, monkeypatch):
+    make_small(monkeypatch)
+    for n, m in ((7, 33), (5, 130), (3, 1100)):
+        check_topk(topk, n, m, dtype)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_topk_among_all_supports(topk, k):
+    for reg in (0.05, 5.0):
+        topk.test_all_supports("cuda", k, reg)
+
+
+def test_topk_references(topk):
+    topk.test_reference_conjugates("cuda")
+    topk.test_reference_relaxation("cuda")
+    topk.test_no_regularisation_takes_the_first_largest_entry("cuda")
+    topk.test_rows_without_a_finite_entry("cuda")
+    for k, delta in itertools.product((1, 2, 4), (0.01, 0.3, 3.0)):
+        topk.test_relaxation_is_the_least_over_all_pools("cuda", k, delta)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 50])
+def test_topk_of_equal_entries(topk, k, monkeypatch):
+    topk.test_of_equal_entries_the_first_are_kept("cuda", k)
+    make_small(monkeypatch)
+    topk.test_of_equal_entries_the_first_are_kept("cuda", k)
+
+
+@pytest.mark.parametrize(("k", "delta"), [(1, 0.0), (3, 0.0), (40, 0.0), (3, 0.1)])
+@pytest.mark.parametrize("reg", [1e-14, 1e-3, 1.0])
+def test_topk_plan_of_the_semidual(topk, k, delta, reg):
+    for dot in (False, True):
+        topk.test_plan_of_the_semidual("cuda", dot, k, delta, reg)
+
+
+@pytest.mark.usefixtures("topk")
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize(
+    "name", ["test_backends_agree", "test_rows_of_the_semidual_have_their_mass", "test_row_operations_agree"]
+)
+def test_topk_drawn_cases(name, small, monkeypatch):
+    if small:
+        make_small(monkeypatch)
+    getattr(topk_checks, name)("cuda")
+
+
+@each_dtype
+@pytest.mark.parametrize("options", LIMITS)
+def test_topk_bits_do_not_depend_on_the_order(topk, dtype, options, monkeypatch):
+    module, asarray = topk.BACKENDS["cuda"]
+    for small, m in ((False, 70), (True, 300)):
+        c, results = topk.Case(5, 6, m, dtype=dtype, **options), []
+        if small:
+            make_small(monkeypatch)
+        for schedule in SCHEDULES:
+            with configure(**schedule):
+                found = [v for name in topk.NAMES[:4] for v in c.run("cuda", name)]
+                found.append(module.project_simplex(asarray(np.abs(c.s)), asarray(c.a.astype(float)), c.k).get())
+                results.append([*found, module.ksupport_norm_sq(asarray(c.s.astype(dtype)), c.k).get()])
+        for other in results[1:]:
+            for first, second in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(first, second)
+
+
+@on_the_emulated_device
+@pytest.mark.parametrize("k", [3, 10**6])
+def test_topk_waits_for_nothing_and_reads_costs_once(topk, k):
+    c = topk.Case(0, 60, 200, k=k)
+    c.F[:] = -c.s.max(axis=1)  # rows without weight are not even read
+    c.a[:] = 1.0
+    module, asarray = topk.BACKENDS["cuda"]
+    data = CostData(c.kind, asarray(c.x), asarray(c.y), c.scale)
+    a, F, G = map(asarray, (c.a, c.F, c.G))
+    outs = []
+    for function, first, second in ((module.semidual_rows, G, a), (module.dual_rows, F, G)):
+        with counted() as counts:
+            outs.append(function(data, first, second, c.reg, c.k, 0.0))
+        assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
+        assert counts.live == sum(v.nbytes for v in outs[-1])
+        read = [t.read for launch in counts.launches for t in launch.traffic if t.size == c.x.nbytes and not t.written]
+        assert read == [c.x.nbytes]
+
+
 # ---------------------------------------------------------------- the checks notice what is broken
 
 FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
@@ -302,6 +423,14 @@ EQUIVALENT = (
     "for (i64 j = 0; j < cost.m && position < stop; j += 32 * AT_ONCE) {",
     "for (i64 first = warp * 32 * AT_ONCE; first < cost.m; first += 32 * WARPS * AT_ONCE) {",
     "const bool mine = j < cost.m && (all || key >> shift >> 8 == found >> shift >> 8);",  # one more of the least key
+    "const bool mine = c < count && (all || key >> shift >> 8 == found >> shift >> 8);",
+    "if (j + 32 * u < m) s[u] = fma(-scale, x[i * m + column[u]], s[u]);",  # the last column once more, here and below
+    "for (int u = 0; u < AT_ONCE; ++u) s[u] = j + 32 * u < m ? s[u] : -infinity(T());",
+    "for (int first = 0; first < count; first += chunk) {",  # a last chunk of no entry, here and below
+    "for (int first = 32 * (threadIdx.x / 32); first < count; first += blockDim.x) {",
+    "for (int first = AT_ONCE * (threadIdx.x / 32 * 32); first < cost.m; first += AT_ONCE * blockDim.x) {",
+    "level = next > low && next < high ? next : 0.5 * (low + high);",  # an end is the root, or found out
+    "f = last || (next > low && next < high) || high == infinity(double()) ? next : 0.5 * (low + high);",
 )
 
 
@@ -339,6 +468,13 @@ def _quick_checks(cupy, family):
     for m, batch_size in ((33, 2), (129, 3), (1100, 1)) if family == "stochastic" else ():
         for cost in COSTS:
             yield functools.partial(check_stochastic, cupy, cost, "float64", m, batch_size)
+    if family == "topk":
+        topk_checks.BACKENDS["cuda"] = (module, cupy.asarray)
+        for n, m in ((7, 33), (5, 130), (3, 1100)):
+            yield functools.partial(check_topk, topk_checks, n, m, "float64")
+        for k in (1, 50):
+            yield functools.partial(topk_checks.test_of_equal_entries_the_first_are_kept, "cuda", k)
+        yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
 
 
 def _double_precision(source, kernel):

@@ -18,6 +18,7 @@ GENERIC = importlib.import_module("ot_numba.kernels.generic.topk")
 NAMES = ("semidual_rows", "dual_rows", "semidual_plan_rows", "plan_rows", "project_simplex", "ksupport_norm_sq")
 BACKENDS = {"cpu": (CPU, np.asarray), "generic": (GENERIC, np.asarray), "strict": (GENERIC, array_api_strict.asarray)}
 each_backend = pytest.mark.parametrize("backend", list(BACKENDS))
+compiled = pytest.mark.parametrize("backend", ["cpu"])  # others are added where these checks are run with them
 SIZES = st.sampled_from([1, 2, 3, 7, 31, 32, 33, 64, 100, 1025])
 
 
@@ -160,6 +161,9 @@ def test_reference_relaxation(backend):
     F, conjugates, sums = map(to_numpy, out)
     assert conjugates[0] - F[0] * 0.8 == pytest.approx(0.644545455, abs=1e-9)
     np.testing.assert_allclose(sums, [0.454545455, 0.272727273, 0.072727273, 0], atol=1e-9)
+    at_the_edge = CostData(DENSE, asarray(-np.array([[2.0, 1.0]])), asarray(np.empty((1, 1))), 1.0)  # full, or pooled
+    out = kernels.dual_rows(at_the_edge, asarray(np.zeros(1)), asarray(np.zeros(2)), 1.0, 1, 1.0)
+    assert [to_numpy(v).tolist() for v in out] == [[1.0], [1.0], [1.0, 0.0]]
 
 
 def relaxed_conjugate(x, k, reg, delta):
@@ -207,12 +211,11 @@ def gap(s, k):
     return np.inf if k >= s.shape[1] else -np.diff(-np.sort(-s, axis=1)[:, k - 1 : k + 1], axis=1).max(initial=-np.inf)
 
 
-@given(cases())
-def test_backends_agree(case):
+def check_agreement(backend, case):
     delta_slope = case.reg + case.delta if case.delta == 0 or case.k >= case.s.shape[1] else min(case.reg, case.delta)
     noise = case.eps / delta_slope
     for name in ("semidual_rows", "dual_rows"):
-        ours, theirs = case.run("cpu", name), case.run("generic", name)
+        ours, theirs = case.run(backend, name), case.run("generic", name)
         scale = float(case.a.max()) + float(np.abs(theirs[0][np.isfinite(theirs[0])]).max(initial=0))
         np.testing.assert_allclose(ours[0], theirs[0], atol=len(case.G) * (noise + case.eps) + 1e-14 * scale)
         bound = scale * len(case.G) * (noise + case.eps) * case.reg + len(case.G) * noise * scale
@@ -220,20 +223,29 @@ def test_backends_agree(case):
         if case.kind == DENSE or case.k >= case.s.shape[1]:  # else rounding may choose another of two equal entries
             np.testing.assert_allclose(ours[2], theirs[2], atol=len(case.a) * len(case.G) * noise + 1e-13 * scale)
     if case.kind == DENSE:
-        np.testing.assert_allclose(case.plan("cpu"), case.plan("generic"), atol=8 * noise, rtol=1e-6)
+        for name in ("plan_rows", "semidual_plan_rows"):
+            plan = case.plan("generic", name)
+            np.testing.assert_allclose(case.plan(backend, name), plan, atol=8 * noise, rtol=1e-6)
 
 
+@compiled
+@given(case=cases())
+def test_backends_agree(backend, case):
+    check_agreement(backend, case)
+
+
+@compiled
 @settings(max_examples=30)
-@given(cases(dtype="float64"))
-def test_rows_of_the_semidual_have_their_mass(case):
-    F, conjugates, sums = case.run("cpu", "semidual_rows")
+@given(case=cases(dtype="float64"))
+def test_rows_of_the_semidual_have_their_mass(backend, case):
+    F, conjugates, sums = case.run(backend, "semidual_rows")
     case.F = np.where(case.a > 0, F, -np.inf)
-    rows, again, columns = case.run("cpu", "dual_rows")
+    rows, again, columns = case.run(backend, "dual_rows")
     noise = len(case.G) * case.eps / min(case.reg, case.delta or case.reg)
     np.testing.assert_allclose(rows, case.a, atol=noise, rtol=1e-12)
     np.testing.assert_allclose(again, conjugates, atol=noise * float(case.a.max()) * case.reg, rtol=1e-12)
     np.testing.assert_allclose(columns, sums, atol=len(case.a) * noise, rtol=1e-12)
-    plan = case.plan("cpu")
+    plan = case.plan(backend)
     np.testing.assert_allclose(plan.sum(1), rows, rtol=1e-13, atol=1e-16)
     if case.delta == 0:
         assert (plan > 0).sum(1).max() <= case.k
@@ -312,25 +324,35 @@ def test_threads_do_not_change_the_bits(k, delta, dot):
 # ---------------------------------------------------------------- projections and norms of rows
 
 
-@given(
-    st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 20]), SIZES, st.sampled_from([1, 2, 5, 40, 10**6]),
-    st.sampled_from(["float64", "float32"]), st.booleans(),
-)  # fmt: skip
-def test_row_operations_agree(seed, n, m, k, dtype, ties):
+def check_row_operations(backend, seed, n, m, k, dtype, ties):
     rng = np.random.default_rng(seed)
     k = min(k, m)
     V = rng.normal(size=(n, m))
     V = (np.round(V) if ties else V).astype(dtype)
     z = np.where(rng.random(n) < 0.2, 0.0, 10 ** rng.uniform(-3, 3, n))
-    ours, theirs = CPU.project_simplex(V, z, k), GENERIC.project_simplex(V, z, k)
+    kernels, asarray = BACKENDS[backend]
+    ours = to_numpy(kernels.project_simplex(asarray(V), asarray(z), k))
+    theirs = GENERIC.project_simplex(V, z, k)
     assert ours.dtype == theirs.dtype == dtype
     np.testing.assert_allclose(ours, theirs, rtol=4 * np.finfo(dtype).eps, atol=1e-13 * float(z.max()) + 1e-14)
     assert ((ours > 0).sum(1) <= k).all()
     np.testing.assert_allclose(ours.sum(1, dtype=float), z, rtol=m * np.finfo(dtype).eps)
-    np.testing.assert_allclose(CPU.ksupport_norm_sq(V, k), GENERIC.ksupport_norm_sq(V, k), rtol=1e-12)
+    norms = to_numpy(kernels.ksupport_norm_sq(asarray(V), k))
+    np.testing.assert_allclose(norms, GENERIC.ksupport_norm_sq(V, k), rtol=1e-12)
+
+
+@compiled
+@given(
+    seed=st.integers(0, 2**32 - 1), n=st.sampled_from([1, 3, 20]), m=SIZES, k=st.sampled_from([1, 2, 5, 40, 10**6]),
+    dtype=st.sampled_from(["float64", "float32"]), ties=st.booleans(),
+)  # fmt: skip
+def test_row_operations_agree(backend, seed, n, m, k, dtype, ties):
+    check_row_operations(backend, seed, n, m, k, dtype, ties)
 
 
 def test_signatures_are_the_same():
+    cuda = importlib.import_module("ot_numba.kernels.cuda.topk")
     for name in NAMES:
-        ours, theirs = (inspect.signature(getattr(module, name)) for module in (CPU, GENERIC))
-        assert list(ours.parameters) == list(theirs.parameters)
+        functions = (getattr(module, name) for module in (CPU, cuda, GENERIC))
+        cpu, gpu, generic = (list(inspect.signature(function).parameters) for function in functions)
+        assert cpu == gpu == generic
