@@ -47,7 +47,7 @@ class Quadratic:
     param_names = ("library", "family", "reg", "n")
     timeout = 900
     limit = 60.0
-    seed = 100  #: not among those that the solver was tuned on
+    seed = 17  #: not among those that the solver was tuned on
 
     def setup(self, library: str, family: str, reg: float, n: int) -> None:
         if library.startswith("regot") and n > 256 and (reg < 1e-1 or library != "regot grssn"):
