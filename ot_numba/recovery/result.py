@@ -33,7 +33,7 @@ class RecoveryResult:
     ----------
     x : array of shape (n,) or (n, B)
         The signals, in the dtype and on the device of the data.
-    value : float, or array of shape (B,)
+    value : float, or NumPy array of shape (B,)
         Objective of each signal, :math:`\tfrac12\|y - A x\|^2 + reg\,\|x\|_1` or :math:`\dots + reg\,\|x\|_0` (with
         ``k``, without a penalty); float64.
     gap : float, or array of shape (B,)

@@ -141,6 +141,24 @@ def vjp(p):
     return {name: getattr(found, name) for name in ("a", "b", "C") if getattr(found, name, None) is not None}
 
 
+def of_sparse(result):
+    """What is compared of a sparse plan."""
+    return {name: getattr(result, name) for name in ("value", "dual_value", "f", "g", "plan")}
+
+
+def recovered(result):
+    """What is compared of a recovered signal; values are numbers that were read, in host arrays for batches."""
+    return {"x": result.x, "value": float(np.sum(result.value))}
+
+
+def unfolded(p):
+    steps = [0.01, 0.02, 0.01]
+    options = {"reg": 0.5, "loss": "objective"}
+    found = ot_numba.unfolded_value_and_grad(p["C"], p["V"][:N], steps, **options)
+    x = ot_numba.unfolded_forward(p["C"], p["u"], steps, reg=0.5)
+    return {"x": x, "value": found.value} | {f"step {i}": float(v) for i, v in enumerate(found.steps)}
+
+
 CALLS = {
     "matrix": lambda p: solved(p["C"], p["a"], p["b"]),
     "uniform weights": lambda p: solved(p["C"]),
@@ -214,6 +232,16 @@ CALLS = {
         "norms": ot_numba.ksupport_norm_sq(p["D"], 4),
         "of columns": ot_numba.ksupport_norm_sq(p["D"], 2, axis=0),
     },
+    "quadratic": lambda p: of_sparse(ot_numba.quadratic_ot(p["C"], p["a"], p["b"], reg=1.0, tol=tolerance(p["C"]))),
+    "quadratic, points": lambda p: of_sparse(ot_numba.quadratic_ot(cloud(p), reg=3.0, tol=tolerance(p["C"]))),
+    "k-sparse, relaxed": lambda p: of_sparse(ot_numba.sparsity_constrained_ot(p["C"], k=2, reg=3.0, relax=1.0)),
+    "k-sparse": lambda p: of_sparse(ot_numba.sparsity_constrained_ot(p["C"], k=60, reg=10.0, solver="lbfgs")),
+    "routing": lambda p: {"plan": ot_numba.route_tokens(p["C"], capacity=4, max_iter=3).plan},
+    "lasso": lambda p: recovered(ot_numba.lasso(p["C"], p["u"], reg=2.0, tol=tolerance(p["C"]))),
+    "fista": lambda p: recovered(ot_numba.fista(p["C"], p["V"][:N], reg=2.0, tol=tolerance(p["C"]))),
+    "ista": lambda p: recovered(ot_numba.ista(p["C"], p["u"], reg=4.0, max_iter=20, on_fail="ignore")),
+    "iht": lambda p: recovered(ot_numba.iht(p["C"], p["u"], k=2, max_iter=20, on_fail="ignore")),
+    "unfolded": unfolded,
     "dual Hessian": lambda p: {
         "Hv": ot_numba.dual_hessian_vector(p["f"], p["g"], p["u"], p["v"], p["C"], p["a"], p["b"], reg=0.1)[1]
     },
