@@ -109,7 +109,8 @@ def test_tv_derivatives(backend, isotropic, shape, per_pixel):
 
     def gradient(x, w=case.w, nu=case.nu):
         out = asarray(np.empty_like(x))
-        kernels.tv_gradient(asarray(x), asarray(case.y), asarray(w) if per_pixel else float(w), float(nu), isotropic, out)
+        w = asarray(w) if per_pixel else float(w)
+        kernels.tv_gradient(asarray(x), asarray(case.y), w, float(nu), isotropic, out)
         return to_numpy(out)
 
     energy, product = case.run(backend, "tv_hvp")
