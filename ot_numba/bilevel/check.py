@@ -177,8 +177,9 @@ class _Check:
             if curvature > lipschitz * (1 + 1e-4) + self.tol * scale:
                 self.fail("lipschitz", f"is {lipschitz:.6g}, but the lower level has a curvature of {curvature:.6g}")
         change = slope(problem.upper_grad, True)
-        if math.sqrt(self.dot(change, change)) > problem.L_g * (1 + 1e-4) + self.tol:
-            self.fail("L_g", f"is {problem.L_g:.6g}, but the gradient of g changes by {math.sqrt(self.dot(change, change)):.6g}")
+        rate = math.sqrt(self.dot(change, change))
+        if rate > problem.L_g * (1 + 1e-4) + self.tol:
+            self.fail("L_g", f"is {problem.L_g:.6g}, but the gradient of g changes by {rate:.6g}")
         Jq = problem.lower_jac_t(x, theta, u)
         if self.shape("lower_jac_t", Jq, theta):
             seen = slope(problem.lower_grad, False)

@@ -311,7 +311,7 @@ def proximal_lagrangian_value(
 
     theta, lam, step = project(y), constraints.clip(z), 1.0
     converged = False
-    for n_iter in range(1, max_iter + 1):
+    for n_iter in range(1, max_iter + 1):  # noqa: B007 -- it is the count
         d_theta, d_lam = field(theta, lam)
         residual = math.hypot(
             _norm(xp, theta - project(theta - d_theta)), _norm(xp, lam - constraints.clip(lam - d_lam))
@@ -497,7 +497,7 @@ def lvhba(
 
         bar = tqdm(total=max_iter, desc="lvhba", unit="it")
     history: list[LVHBAProgress] = []
-    status, halved, n_iter = "max_iter", False, 0
+    status, halved, n_iter, safe = "max_iter", False, 0, (x, y, theta, lam, z)
     try:
         while n_iter < max_iter:
             c = penalty * (n_iter + 1) ** growth
@@ -524,9 +524,9 @@ def lvhba(
                         "smaller ones, scale_constraints=True and alternate=True"
                     )
                 halved, step, lower_step = True, step / 2, lower_step / 2
-                x, y, theta, lam, z = safe if n_iter else (x, y, y, xp.zeros_like(lam), xp.zeros_like(z))
+                x, y, theta, lam, z = safe
                 continue
-            if n_iter % record_every == 0:
+            if not halved and n_iter % record_every == 0:
                 safe = x, y, theta, lam, z
             new_x, new_y = constraints.project(new_x, new_y)
             new_z = constraints.clip(z + multiplier_step * (la - z) / dual_prox)

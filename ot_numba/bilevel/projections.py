@@ -169,27 +169,30 @@ def project_margin(xp: Any, u0: Array, xi0: Array, M: Array) -> tuple[Array, Arr
     zero = xp.zeros_like(xi0)
     room = 1 - xi0
 
-    def state(u: Array) -> tuple[Array, float, Array]:
+    def state(u: Array) -> tuple[Array, float]:
         s = xp.maximum(room - M @ u, zero)
-        return s, 0.5 * float(xp.sum((u - u0) ** 2)) + 0.5 * float(xp.sum(s * s)), u - u0 - M.T @ s
+        v = u - u0
+        return s, 0.5 * float(v @ v) + 0.5 * float(s @ s)
 
     u = u0
-    s, value, grad = state(u)
-    floor = 1e-15 * (1 + float(xp.max(xp.abs(u0))) + float(xp.max(xp.abs(M.T @ s))))
+    s, value = state(u)
     for _ in range(MAX_NEWTON):
-        if float(xp.max(xp.abs(grad))) <= floor:
-            break
         active = M * xp.astype(s > 0, M.dtype)[:, None]
-        step = xp.linalg.solve(eye + active.T @ active, grad[:, None])[:, 0]
-        slope, t = float(xp.sum(step * grad)), 1.0
+        grad = u - u0 - M.T @ s
+        step = xp.linalg.solve(eye + active.T @ M, grad[:, None])[:, 0]
+        slope, t = float(step @ grad), 1.0
         while True:
             new = u - t * step
-            s_new, value_new, grad_new = state(new)
-            if value_new <= value - 1e-4 * t * slope or t < 1e-10:
+            s_new, value_new = state(new)
+            if value_new <= value - 1e-4 * t * slope or t < 1e-6:
                 break
             t /= 2
-        if t < 1e-10:  # rounding hides the decrease
+        # the function is quadratic as long as the same slacks are positive, and one step minimises that
+        same = bool(xp.all((s_new > 0) == (s > 0)))
+        if t < 1e-6:  # rounding hides the decrease
             break
-        u, s, value, grad = new, s_new, value_new, grad_new
+        u, s, value = new, s_new, value_new
+        if same and t == 1:
+            break
     # of the equal points max(xi0, 1 - M u) the sum loses no digits
     return u, xi0 + s
