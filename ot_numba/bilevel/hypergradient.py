@@ -242,10 +242,10 @@ class Run:
             x, norm = self.xp.reshape(found.x, shape), self.norm(found.grad)
             status = "converged" if norm <= limit else "max_iter" if found.status == "max_iter" else "floor"
         else:
-            modulus = lipschitz if self.solver == "gd" else mu
             found = accelerated_gradient(
-                lambda y: self.lower_grad(y, theta), x, mu=modulus, lipschitz=lipschitz, tol=limit, max_iter=left
-            )
+                lambda y: self.lower_grad(y, theta), x, mu=mu, lipschitz=lipschitz, tol=limit, max_iter=left,
+                momentum=self.solver != "gd",
+            )  # fmt: skip
             x, norm, status = found.x, found.grad_norm, found.status
         if not math.isfinite(norm) or status == "diverged":
             return None

@@ -50,7 +50,7 @@ class Quadratic:
         if self.A3.shape[0] != self.A2.shape[0]:
             raise ValueError(f"A2 and A3 must have as many rows, got {self.A2.shape[0]} and {self.A3.shape[0]}")
         self._mu, self._lipschitz = _extremes(self.A2)
-        if not self._mu > 0:
+        if not self._mu > 1e-14 * self._lipschitz:
             raise ValueError("A2 must have full column rank: the lower level is not strongly convex")
         # all that any product needs is of the size of x and theta
         self._H, self._J, self._c = self.A2.T @ self.A2, self.A2.T @ self.A3, self.A2.T @ self.b2

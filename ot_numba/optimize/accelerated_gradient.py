@@ -51,6 +51,7 @@ def accelerated_gradient(
     lipschitz: float,
     tol: float,
     max_iter: int = 100_000,
+    momentum: bool = True,
 ) -> AcceleratedGradientResult:
     r"""Minimise a mu-strongly convex, L-smooth function by Nesterov's method with constant momentum.
 
@@ -73,6 +74,8 @@ def accelerated_gradient(
         On the 2-norm of the gradient.
     max_iter : int
         Largest number of gradients.
+    momentum : bool
+        False for plain gradient descent, which takes about L / mu gradients where the other takes the root of it.
 
     Returns
     -------
@@ -107,7 +110,8 @@ def accelerated_gradient(
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=1)
     kappa = math.sqrt(max(1.0, lipschitz / mu))
-    momentum, chunk = (kappa - 1) / (kappa + 1), max(20, math.ceil(FORGOTTEN * kappa))
+    share = (kappa - 1) / (kappa + 1) if momentum else 0.0
+    chunk = max(20, math.ceil(FORGOTTEN * (kappa if momentum else kappa * kappa)))
     x = y = x0
     best = last = math.inf
     with np.errstate(over="ignore", invalid="ignore"):
@@ -128,7 +132,7 @@ def accelerated_gradient(
                     break
                 last = best
             new = y - g / lipschitz
-            y = new + momentum * (new - x)
+            y = new + share * (new - x)
             x = new
         else:
             status = "max_iter"
