@@ -14,6 +14,7 @@ from ..arrays.validation import as_float_array, check_choice, check_int, check_r
 from ..arrays.warnings import ON_FAIL, report_failure
 
 Array = Any
+LARGEST = 1e290  #: sum of squares, NaN being above it, that still counts as finite
 
 
 class ConstrainedProblem(Protocol):
@@ -515,8 +516,7 @@ def lvhba(
                 d_x = Fx / c + fx - problem.lower_grad(x, th)[0] - constraints.jac_t(x, th, la)[0]
                 d_y = Fy / c + fy - (y - th) / prox
                 new_x, new_y = x - step * d_x, y - step * d_y
-                # the sum is finite only if all its entries are
-                finite = math.isfinite(float(xp.sum(new_x) + xp.sum(new_y) + xp.sum(th) + xp.sum(la)))
+                finite = sum(float(xp.sum(v * v)) for v in (new_x, new_y, th, la)) < LARGEST
             if not finite:
                 if halved:
                     raise FloatingPointError(
