@@ -81,6 +81,32 @@ masked_adjoint      ``(sum Q G, sum Q signs)`` for ``Q = P`` where signs != 0, e
 keep_largest        nothing; X in place, all but the k largest absolute values of every column becoming 0; of
                     equal ones the first rows are kept, and NaN counts as infinite
 ==================  ==========================================================================================
+
+The module `stencils` of every backend has the lower levels of image denoising. Images are batches x (B, H, W), one
+dtype, signals have H = 1; results of the size of an image go to the array `out`, all of it overwritten, which must not
+overlap the input. Values, norms and inner products are Python floats, summed in float64, over the whole batch. In
+
+    h(x) = 1/2 ||x - y||**2 + sum_ij w_ij phi(D x)_ij
+
+D x are the differences to the right, x_i,j+1 - x_ij, and down, x_i+1,j - x_ij, left out where there is no neighbour.
+For a pixel with both, phi is ``sqrt(dx**2 + nu**2) + sqrt(dy**2 + nu**2)``, isotropic ``sqrt(dx**2 + dy**2 + nu**2)``;
+with one, it is the one root; with none, 0. The weight w is a number, or an (H, W) array of the dtype of x. Fields of
+experts replace the sum by ``sum_k weights_k sum sqrt(u_k**2 + nus_k**2)`` with the valid correlations
+``u_k[i, j] = sum filters[k, p, q] x[i + p, j + q]``; filters (K, kh, kw) are of the dtype of x, and weights, nus (K,)
+float64.
+
+==================  ==========================================================================================
+tv_gradient         ``(h(x), norm of the gradient)``; the gradient goes to `out`
+tv_hvp              ``<v, H v>`` with the Hessian H at x; ``H v`` goes to `out`
+tv_jacobian_t       ``<q, d grad / d log w>`` and ``<q, d grad / d log nu>``; with an (H, W) array `pixels` the
+                    former is written there pixel by pixel, summed over the batch
+tv_steps            for z with gradient g: ``x_new = z - step g``, ``z <- x_new + momentum (x_new - x)``, ``x <-
+                    x_new``, in place, up to `count` >= 1 times; ``(steps, norm of the last g)``. Where that is not
+                    above `limit` (or NaN) it was the last step, and z is left as it was
+foe_gradient        as `tv_gradient`
+foe_hvp             as `tv_hvp`
+foe_jacobian_t      ``<q, d grad / d .>`` for log weights (K,), log nus (K,) and filters, float64
+==================  ==========================================================================================
 """
 
 from __future__ import annotations

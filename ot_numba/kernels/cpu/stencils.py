@@ -1,0 +1,572 @@
+"""Compiled loops over images: smoothed total variation and fields of experts, fused row by row.
+
+A part of the rows is swept from top to bottom; what flows down out of a row is kept for the next one, and is
+computed anew at the first row of a part, so that nothing depends on the parts. Loops touch few arrays each: LLVM
+vectorises them only while there are few pairs whose overlap it must exclude at run time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .jit import helper, kernel
+from .threads import run_blocks
+
+#: Pixels and steps up to which a whole run stays in compiled code, without a look at the threads.
+_SERIAL_PIXELS = 1 << 17
+#: Rows of an image that the kernels of fields of experts treat as one block.
+_TILE = 32
+#: Taps of a correlation that are added in one loop.
+_GROUP = 5
+
+
+@helper
+def _flux_rows(x, below, w, nu_sq, isotropic, px, py):
+    """``w phi'`` of the differences to the right, and down, of one row."""
+    last = x.shape[0] - 1
+    if isotropic:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            r = w[j] / np.sqrt(dx * dx + dy * dy + nu_sq)
+            px[j] = r * dx
+            py[j] = r * dy
+    else:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            px[j] = w[j] * dx / np.sqrt(dx * dx + nu_sq)
+            py[j] = w[j] * dy / np.sqrt(dy * dy + nu_sq)
+    dy = below[last] - x[last]
+    px[last] = 0
+    py[last] = w[last] * dy / np.sqrt(dy * dy + nu_sq)
+
+
+@helper
+def _row_value(x, below, w, nu_sq, isotropic, has_below):
+    """Sum of ``w phi`` over a row."""
+    last = x.shape[0] - 1
+    value = 0.0
+    if isotropic or not has_below:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            value += np.float64(w[j] * np.sqrt(dx * dx + dy * dy + nu_sq))
+    else:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            value += np.float64(w[j] * (np.sqrt(dx * dx + nu_sq) + np.sqrt(dy * dy + nu_sq)))
+    if has_below:
+        dy = below[last] - x[last]
+        value += np.float64(w[last] * np.sqrt(dy * dy + nu_sq))
+    return value
+
+
+@helper
+def _curved_rows(x, below, v, v_below, w, nu_sq, isotropic, r, px, py):
+    """``w phi''`` of the differences of x, applied to those of v, of one row; r is scratch."""
+    last = x.shape[0] - 1
+    if isotropic:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            r[j] = 1 / np.sqrt(dx * dx + dy * dy + nu_sq)
+        for j in range(last):
+            dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
+            px[j] = w[j] * r[j] * (ax - dx * r[j] * r[j] * (dx * ax + dy * ay))
+        for j in range(last):
+            dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
+            py[j] = w[j] * r[j] * (ay - dy * r[j] * r[j] * (dx * ax + dy * ay))
+    else:
+        for j in range(last):
+            dx = x[j + 1] - x[j]
+            s_sq = dx * dx + nu_sq
+            px[j] = w[j] * nu_sq * (v[j + 1] - v[j]) / (s_sq * np.sqrt(s_sq))
+        for j in range(last):
+            dy = below[j] - x[j]
+            s_sq = dy * dy + nu_sq
+            py[j] = w[j] * nu_sq * (v_below[j] - v[j]) / (s_sq * np.sqrt(s_sq))
+    dy = below[last] - x[last]
+    s_sq = dy * dy + nu_sq
+    px[last] = 0
+    py[last] = w[last] * nu_sq * (v_below[last] - v[last]) / (s_sq * np.sqrt(s_sq))
+
+
+@helper
+def _fidelity(x, y, px, py, above, out):
+    """``out = x - y + D' p`` of one row; returns the sum of squares of it and of x - y."""
+    norm_sq, distance_sq = 0.0, 0.0
+    e = x[0] - y[0]
+    out[0] = e - px[0] - py[0] + above[0]
+    norm_sq += np.float64(out[0]) * np.float64(out[0])
+    distance_sq += np.float64(e) * np.float64(e)
+    for j in range(1, x.shape[0]):
+        e = x[j] - y[j]
+        g = e + px[j - 1] - px[j] - py[j] + above[j]
+        out[j] = g
+        norm_sq += np.float64(g) * np.float64(g)
+        distance_sq += np.float64(e) * np.float64(e)
+    return norm_sq, distance_sq
+
+
+@helper
+def _identity(v, px, py, above, out):
+    """``out = v + D' p`` of one row; returns <v, out>."""
+    out[0] = v[0] - px[0] - py[0] + above[0]
+    energy = np.float64(v[0]) * np.float64(out[0])
+    for j in range(1, v.shape[0]):
+        h = v[j] + px[j - 1] - px[j] - py[j] + above[j]
+        out[j] = h
+        energy += np.float64(v[j]) * np.float64(h)
+    return energy
+
+
+@helper
+def _move(z, g, step, momentum, x, z_out):
+    """``x <- z - step g`` and ``z_out = x + momentum (x - x before)`` of one row."""
+    for j in range(z.shape[0]):
+        new = z[j] - step * g[j]
+        z_out[j] = new + momentum * (new - x[j])
+        x[j] = new
+
+
+@kernel
+def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
+    nu_sq = x.dtype.type(nu * nu)
+    px = buffer[0]
+    for row in range(lo - 1 if lo % height else lo, hi):
+        i = row % height
+        has_below = i + 1 < height
+        below = x[row + 1] if has_below else x[row]
+        w_row = w[i if w.shape[0] > 1 else 0]
+        py, above = buffer[1 + i % 2], buffer[2 - i % 2]
+        if i == 0:
+            above[:] = 0
+        _flux_rows(x[row], below, w_row, nu_sq, isotropic, px, py)
+        if row >= lo:
+            norm_sq, distance_sq = _fidelity(x[row], y[row], px, py, above, out[row])
+            value = _row_value(x[row], below, w_row, nu_sq, isotropic, has_below)
+            sums[0, row] = 0.5 * distance_sq + value
+            sums[1, row] = norm_sq
+
+
+@helper
+def _step_rows(x, z, y, w, nu_sq, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi):
+    px, g = buffer[0], buffer[3]
+    for row in range(lo - 1 if lo % height else lo, hi):
+        i = row % height
+        below = z[row + 1] if i + 1 < height else z[row]
+        py, above = buffer[1 + i % 2], buffer[2 - i % 2]
+        if i == 0:
+            above[:] = 0
+        _flux_rows(z[row], below, w[i if w.shape[0] > 1 else 0], nu_sq, isotropic, px, py)
+        if row >= lo:
+            sums[row], _ = _fidelity(z[row], y[row], px, py, above, g)
+            _move(z[row], g, step, momentum, x[row], z_out[row])
+
+
+@kernel
+def _tv_steps(x, z, y, w, nu, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi, limit, count):
+    """Steps of rows lo:hi; more than one only if these are all rows. Returns steps and gradient norm squared."""
+    real = x.dtype.type
+    nu_sq, step, momentum = real(nu * nu), real(step), real(momentum)
+    norm_sq = 0.0
+    taken = 0
+    while taken < count:
+        _step_rows(x, z, y, w, nu_sq, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi)
+        taken += 1
+        norm_sq = 0.0
+        for row in range(lo, hi):
+            norm_sq += sums[row]
+        if not norm_sq > limit * limit:
+            break
+        z, z_out = z_out, z
+    return taken, norm_sq
+
+
+@kernel
+def _tv_hvp(x, v, w, nu, isotropic, height, out, sums, buffer, lo, hi):
+    nu_sq = x.dtype.type(nu * nu)
+    px, r = buffer[0], buffer[3]
+    for row in range(lo - 1 if lo % height else lo, hi):
+        i = row % height
+        other = row + 1 if i + 1 < height else row
+        py, above = buffer[1 + i % 2], buffer[2 - i % 2]
+        if i == 0:
+            above[:] = 0
+        w_row = w[i if w.shape[0] > 1 else 0]
+        _curved_rows(x[row], x[other], v[row], v[other], w_row, nu_sq, isotropic, r, px, py)
+        if row >= lo:
+            sums[row] = _identity(v[row], px, py, above, out[row])
+
+
+@helper
+def _sensitivity(x, below, q, q_below, nu_sq, isotropic, along, across):
+    """``phi' . D q`` and ``nu d phi' / d nu . D q``, negative, added to two rows."""
+    last = x.shape[0] - 1
+    if isotropic:
+        for j in range(last):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            s_sq = dx * dx + dy * dy + nu_sq
+            a = (dx * (q[j + 1] - q[j]) + dy * (q_below[j] - q[j])) / np.sqrt(s_sq)
+            along[j] += a
+            across[j] += nu_sq * a / s_sq
+    else:
+        for j in range(last):
+            dx = x[j + 1] - x[j]
+            s_sq = dx * dx + nu_sq
+            a = dx * (q[j + 1] - q[j]) / np.sqrt(s_sq)
+            along[j] += a
+            across[j] += nu_sq * a / s_sq
+        for j in range(last):
+            dy = below[j] - x[j]
+            s_sq = dy * dy + nu_sq
+            a = dy * (q_below[j] - q[j]) / np.sqrt(s_sq)
+            along[j] += a
+            across[j] += nu_sq * a / s_sq
+    dy = below[last] - x[last]
+    s_sq = dy * dy + nu_sq
+    a = dy * (q_below[last] - q[last]) / np.sqrt(s_sq)
+    along[last] += a
+    across[last] += nu_sq * a / s_sq
+
+
+@kernel
+def _tv_jacobian_t(x, q, w, nu, isotropic, height, pixels, sums, buffer, lo, hi):
+    nu_sq = x.dtype.type(nu * nu)
+    along, across = buffer[0], buffer[1]
+    for i in range(lo, hi):
+        along[:] = 0
+        across[:] = 0
+        for row in range(i, x.shape[0], height):
+            other = row + 1 if i + 1 < height else row
+            _sensitivity(x[row], x[other], q[row], q[other], nu_sq, isotropic, along, across)
+        w_row = w[i if w.shape[0] > 1 else 0]
+        weight, smoothing = 0.0, 0.0
+        for j in range(along.shape[0]):
+            weight += np.float64(w_row[j] * along[j])
+            smoothing -= np.float64(w_row[j] * across[j])
+        sums[0, i], sums[1, i] = weight, smoothing
+        if pixels.shape[0] > 0:
+            out = pixels[i]
+            for j in range(out.shape[0]):
+                out[j] = w_row[j] * along[j]
+
+
+def _rows(image: np.ndarray) -> np.ndarray:
+    """All rows of a batch of images below each other."""
+    return image.reshape(-1, image.shape[-1])
+
+
+def _weights(w: float | np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Weights as rows: (1, W) for one number, (H, W) else."""
+    return w if isinstance(w, np.ndarray) and w.ndim == 2 else np.full((1, like.shape[-1]), w, like.dtype)
+
+
+def tv_gradient(
+    x: np.ndarray, y: np.ndarray, w: float | np.ndarray, nu: float, isotropic: bool, out: np.ndarray
+) -> tuple[float, float]:
+    """Value and norm of the gradient, which is written to `out`."""
+    height, width = x.shape[1:]
+    w, sums = _weights(w, x), np.empty((2, x.shape[0] * height))
+
+    def task(lo: int, hi: int) -> None:
+        buffer = np.empty((3, width), x.dtype)
+        _tv_gradient(_rows(x), _rows(y), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
+
+    run_blocks(task, sums.shape[1], 2 * x.size)
+    value, norm_sq = sums.sum(axis=1)
+    return float(value), math.sqrt(norm_sq)
+
+
+def tv_hvp(
+    x: np.ndarray, v: np.ndarray, w: float | np.ndarray, nu: float, isotropic: bool, out: np.ndarray
+) -> float:
+    """Product of the Hessian at x with v, written to `out`; returns <v, H v>."""
+    height, width = x.shape[1:]
+    w, sums = _weights(w, x), np.empty(x.shape[0] * height)
+
+    def task(lo: int, hi: int) -> None:
+        buffer = np.empty((4, width), x.dtype)
+        _tv_hvp(_rows(x), _rows(v), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
+
+    run_blocks(task, sums.shape[0], 2 * x.size)
+    return float(sums.sum())
+
+
+def tv_jacobian_t(
+    x: np.ndarray,
+    q: np.ndarray,
+    w: float | np.ndarray,
+    nu: float,
+    isotropic: bool,
+    pixels: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """<q, d grad / d log w> and <q, d grad / d log nu>; the former by pixel, summed over the batch, to `pixels`."""
+    height, width = x.shape[1:]
+    w, sums = _weights(w, x), np.empty((2, height))
+    target = np.empty((0, width), x.dtype) if pixels is None else pixels
+
+    def task(lo: int, hi: int) -> None:
+        buffer = np.empty((2, width), x.dtype)
+        _tv_jacobian_t(_rows(x), _rows(q), w, float(nu), isotropic, height, target, sums, buffer, lo, hi)
+
+    run_blocks(task, height, 2 * x.size)
+    weight, smoothing = sums.sum(axis=1)
+    return float(weight), float(smoothing)
+
+
+def tv_steps(
+    x: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    w: float | np.ndarray,
+    nu: float,
+    isotropic: bool,
+    step: float,
+    momentum: float,
+    limit: float,
+    count: int,
+) -> tuple[int, float]:
+    """Accelerated gradient steps, x and z in place, until the gradient at z is at most `limit`."""
+    height, width = x.shape[1:]
+    w, n_rows = _weights(w, x), x.shape[0] * height
+    sums, spare = np.empty(n_rows), np.empty_like(z)
+    rows = [_rows(x), _rows(z), _rows(y), _rows(spare)]
+    numbers = (float(step), float(momentum))
+
+    def part(lo: int, hi: int, count: int) -> tuple[int, float]:
+        buffer = np.empty((4, width), x.dtype)
+        return _tv_steps(
+            rows[0], rows[1], rows[2], w, float(nu), isotropic, height, *numbers, rows[3], sums, buffer, lo, hi,
+            float(limit), count,
+        )  # fmt: skip
+
+    if x.size <= _SERIAL_PIXELS:
+        taken, norm_sq = part(0, n_rows, count)
+        stopped = not norm_sq > limit * limit
+        swaps = taken - stopped
+    else:
+        taken, norm_sq, stopped = 0, 0.0, False
+        while taken < count and not stopped:
+            run_blocks(lambda lo, hi: part(lo, hi, 1), n_rows, 2 * x.size)
+            taken, norm_sq = taken + 1, float(sums.sum())
+            stopped = not norm_sq > limit * limit
+            if not stopped:
+                rows[1], rows[3] = rows[3], rows[1]
+        swaps = taken - stopped
+    if swaps % 2:
+        z[...] = spare
+    return taken, math.sqrt(norm_sq)
+
+
+@helper
+def _add_taps(source, start, offsets, taps, out):
+    """``out[j] += sum_t taps[t] source[start + offsets[t] + j]``, `_GROUP` taps at a time."""
+    n = out.shape[0]
+    for t in range(0, taps.shape[0], _GROUP):
+        c0, c1, c2, c3, c4 = taps[t], taps[t + 1], taps[t + 2], taps[t + 3], taps[t + 4]
+        s0 = source[start + offsets[t] : start + offsets[t] + n]
+        s1 = source[start + offsets[t + 1] : start + offsets[t + 1] + n]
+        s2 = source[start + offsets[t + 2] : start + offsets[t + 2] + n]
+        s3 = source[start + offsets[t + 3] : start + offsets[t + 3] + n]
+        s4 = source[start + offsets[t + 4] : start + offsets[t + 4] + n]
+        for j in range(n):
+            out[j] += c0 * s0[j] + c1 * s1[j] + c2 * s2[j] + c3 * s3[j] + c4 * s4[j]
+
+
+@helper
+def _expert_slope(u, weight, nu_sq, p):
+    """``p = weight u / sqrt(u**2 + nu**2)``."""
+    for j in range(u.shape[0]):
+        p[j] = weight * u[j] / np.sqrt(u[j] * u[j] + nu_sq)
+
+
+@helper
+def _expert_value(u, nu_sq):
+    """Sum of ``sqrt(u**2 + nu**2)``."""
+    value = 0.0
+    for j in range(u.shape[0]):
+        value += np.float64(np.sqrt(u[j] * u[j] + nu_sq))
+    return value
+
+
+@helper
+def _expert_curvature(u, cv, weight, nu_sq, p):
+    """``p = weight nu**2 cv / (u**2 + nu**2)**1.5``."""
+    for j in range(u.shape[0]):
+        s_sq = u[j] * u[j] + nu_sq
+        p[j] = weight * nu_sq * cv[j] / (s_sq * np.sqrt(s_sq))
+
+
+@kernel
+def _foe_blocks(
+    x, v, taps, weights, nus, offsets, back, shape, kernel_shape, hessian, out, sums, slopes, u, cv, lo, hi
+):
+    """Gradient of the experts, or their Hessian at x times v, plus what the fidelity adds, for tiles lo:hi.
+
+    v is the data, or the vector. Slopes of a tile and of the rows above it that reach into it lie in `slopes`
+    (rows, W + kw - 1), with zeros around.
+    """
+    height, width = shape
+    kh, kw = kernel_shape
+    real = x.dtype.type
+    tiles = (height + _TILE - 1) // _TILE
+    n = width - kw + 1
+    pitch = width + kw - 1
+    flat = slopes.reshape(-1)
+    for block in range(lo, hi):
+        b, top = block // tiles, (block % tiles) * _TILE
+        bottom = min(top + _TILE, height)
+        image, vector, target = x[b], v[b], out[b]
+        target[top * width : bottom * width] = 0
+        value = 0.0
+        for k in range(taps.shape[0]):
+            nu_sq, weight = real(nus[k] * nus[k]), real(weights[k])
+            for i in range(top - kh + 1, bottom):
+                p = slopes[i - top + kh - 1]
+                if i < 0 or i > height - kh:
+                    p[:] = 0
+                    continue
+                u[:] = 0
+                _add_taps(image, i * width, offsets, taps[k], u)
+                if hessian:
+                    cv[:] = 0
+                    _add_taps(vector, i * width, offsets, taps[k], cv)
+                    _expert_curvature(u, cv, weight, nu_sq, p[kw - 1 : kw - 1 + n])
+                else:
+                    _expert_slope(u, weight, nu_sq, p[kw - 1 : kw - 1 + n])
+                    if i >= top:
+                        value += weights[k] * _expert_value(u, nu_sq)
+            for i in range(top, bottom):
+                row = target[i * width : (i + 1) * width]
+                _add_taps(flat, (i - top + kh - 1) * pitch, back, taps[k], row)
+        first, second = 0.0, 0.0
+        for j in range(top * width, bottom * width):
+            e = vector[j] if hessian else image[j] - vector[j]
+            g = target[j] + e
+            target[j] = g
+            first += 0.5 * np.float64(e) * np.float64(e)
+            second += np.float64(g) * np.float64(vector[j] if hessian else g)
+        sums[0, block] = first + value
+        sums[1, block] = second
+
+
+@helper
+def _sensitive_row(u, cq, nu_sq, slope, curved):
+    """Slopes u / s and curvatures nu**2 cq / s**3 of a row, with <cq, u / s> and <curved, u>."""
+    first, second = 0.0, 0.0
+    for j in range(u.shape[0]):
+        s_sq = u[j] * u[j] + nu_sq
+        r = 1 / np.sqrt(s_sq)
+        slope[j] = u[j] * r
+        curved[j] = nu_sq * cq[j] * r / s_sq
+    for j in range(u.shape[0]):
+        first += np.float64(cq[j]) * np.float64(slope[j])
+        second += np.float64(curved[j]) * np.float64(u[j])
+    return first, second
+
+
+@helper
+def _dots(q, slope, x, curved):
+    """<q, slope> + <x, curved>."""
+    total = 0.0
+    for j in range(slope.shape[0]):
+        total += np.float64(q[j] * slope[j] + x[j] * curved[j])
+    return total
+
+
+@kernel
+def _foe_jacobian_t(x, q, taps, weights, nus, offsets, shape, kernel_shape, partial, rows, lo, hi):
+    height, width = shape
+    kh, kw = kernel_shape
+    tiles = (height + _TILE - 1) // _TILE
+    n = width - kw + 1
+    u, cq, slope, curved = rows[0], rows[1], rows[2], rows[3]
+    for block in range(lo, hi):
+        b, top = block // tiles, (block % tiles) * _TILE
+        image, vector = x[b], q[b]
+        for k in range(taps.shape[0]):
+            nu_sq, sums = x.dtype.type(nus[k] * nus[k]), partial[block, k]
+            sums[:] = 0
+            for i in range(top, min(top + _TILE, height - kh + 1)):
+                u[:] = 0
+                cq[:] = 0
+                _add_taps(image, i * width, offsets, taps[k], u)
+                _add_taps(vector, i * width, offsets, taps[k], cq)
+                first, second = _sensitive_row(u, cq, nu_sq, slope, curved)
+                sums[0] += weights[k] * first
+                sums[1] -= weights[k] * second
+                for t in range(kh * kw):
+                    start = i * width + offsets[t]
+                    dot = _dots(vector[start : start + n], slope, image[start : start + n], curved)
+                    sums[2 + t] += weights[k] * dot
+
+
+class _Experts:
+    """Filters as the loops take them: rows of taps, filled up with zeros to whole groups, and where they look."""
+
+    def __init__(self, x: np.ndarray, filters: np.ndarray) -> None:
+        (count, kh, kw), width = filters.shape, x.shape[2]
+        size = -(-kh * kw // _GROUP) * _GROUP
+        self.taps = np.zeros((count, size), x.dtype)
+        self.taps[:, : kh * kw] = filters.reshape(count, -1)
+        i, j = np.divmod(np.arange(kh * kw), kw)
+        self.offsets, self.back = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.offsets[: kh * kw] = i * width + j
+        self.back[: kh * kw] = kw - 1 - j - i * (width + kw - 1)
+        self.shape, self.kernel_shape = x.shape[1:], (kh, kw)
+        self.blocks = x.shape[0] * -(-x.shape[1] // _TILE)
+        self.work = x.size * count * kh * kw / 4
+
+    def blockwise(
+        self, x: np.ndarray, v: np.ndarray, weights: np.ndarray, nus: np.ndarray, hessian: bool, out: np.ndarray
+    ) -> np.ndarray:
+        """Run `_foe_blocks`; returns its two sums."""
+        (_, width), (kh, kw), sums = self.shape, self.kernel_shape, np.empty((2, self.blocks))
+        x, v, out = (image.reshape(len(image), -1) for image in (x, v, out))
+
+        def task(lo: int, hi: int) -> None:
+            slopes = np.zeros((_TILE + kh - 1, width + kw - 1), x.dtype)
+            u, cv = np.empty((2, width - kw + 1), x.dtype)
+            _foe_blocks(
+                x, v, self.taps, weights, nus, self.offsets, self.back, self.shape, self.kernel_shape, hessian,
+                out, sums, slopes, u, cv, lo, hi,
+            )  # fmt: skip
+
+        run_blocks(task, self.blocks, self.work)
+        return sums.sum(axis=1)
+
+
+def foe_gradient(
+    x: np.ndarray, y: np.ndarray, filters: np.ndarray, weights: np.ndarray, nus: np.ndarray, out: np.ndarray
+) -> tuple[float, float]:
+    """Value and norm of the gradient, which is written to `out`."""
+    value, norm_sq = _Experts(x, filters).blockwise(x, y, weights, nus, False, out)
+    return float(value), math.sqrt(norm_sq)
+
+
+def foe_hvp(
+    x: np.ndarray, v: np.ndarray, filters: np.ndarray, weights: np.ndarray, nus: np.ndarray, out: np.ndarray
+) -> float:
+    """Product of the Hessian at x with v, written to `out`; returns <v, H v>."""
+    return float(_Experts(x, filters).blockwise(x, v, weights, nus, True, out)[1])
+
+
+def foe_jacobian_t(
+    x: np.ndarray, q: np.ndarray, filters: np.ndarray, weights: np.ndarray, nus: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """<q, d grad / d .> for log weights (K,), log smoothings (K,) and filters (K, kh, kw), float64."""
+    experts = _Experts(x, filters)
+    kh, kw = experts.kernel_shape
+    partial = np.empty((experts.blocks, len(filters), 2 + kh * kw))
+    flat_x, flat_q = x.reshape(len(x), -1), q.reshape(len(q), -1)
+
+    def task(lo: int, hi: int) -> None:
+        rows = np.empty((4, x.shape[2] - kw + 1), x.dtype)
+        _foe_jacobian_t(
+            flat_x, flat_q, experts.taps, weights, nus, experts.offsets, experts.shape, experts.kernel_shape,
+            partial, rows, lo, hi,
+        )  # fmt: skip
+
+    run_blocks(task, experts.blocks, 2 * experts.work)
+    total = partial.sum(axis=0)
+    return total[:, 0], total[:, 1], total[:, 2:].reshape(filters.shape)

@@ -1,0 +1,215 @@
+import math
+
+import numpy as np
+import pytest
+
+import ot_numba
+from ot_numba.bilevel import elastic_net, hoag, hypergradient, logistic_ridge, maid, quadratic
+
+
+def random_quadratic(rng, n=30, N=6, p=4):
+    A1, A2 = rng.standard_normal((n, N)), rng.standard_normal((n, N))
+    return quadratic(A1, rng.standard_normal(n), A2, rng.standard_normal((n, p)), rng.standard_normal(n))
+
+
+def solution(problem, theta):
+    return np.linalg.solve(problem.A2.T @ problem.A2, problem.A2.T @ (problem.b2 - problem.A3 @ theta))
+
+
+def best_value(problem):
+    """Least squares over theta."""
+    slope = -np.linalg.solve(problem.A2.T @ problem.A2, problem.A2.T @ problem.A3)
+    offset = solution(problem, np.zeros(problem.A3.shape[1]))
+    r = np.linalg.lstsq(problem.A1 @ slope, problem.b1 - problem.A1 @ offset, rcond=None)[0]
+    return problem.upper(offset + slope @ r, r)
+
+
+def paper_quadratic():
+    rng = np.random.default_rng(0)
+    A1, A2, A3 = (rng.uniform(size=(1000, 10)) for _ in range(3))
+    x1, x2, theta = (rng.uniform(size=10) for _ in range(3))
+    b1 = A1 @ x1 + 0.01 * rng.standard_normal(1000)
+    return quadratic(A1, b1, A2, A3, A2 @ x2 + A3 @ theta + 0.01 * rng.standard_normal(1000))
+
+
+def test_certified_decrease_of_random_steps():
+    rng, steps = np.random.default_rng(0), 0
+    while steps < 1000:
+        problem = random_quadratic(rng)
+        thetas = []
+        result = maid(
+            problem, rng.standard_normal(4), accuracy=10.0 ** rng.uniform(-4, 1), max_iter=25, tol=0, on_fail="ignore",
+            step=10.0 ** rng.uniform(-3, 0), callback=lambda entry, theta, x, seen=thetas: seen.append(theta),
+        )  # fmt: skip
+        values = [problem.upper(solution(problem, theta), theta) for theta in thetas]
+        for entry, before, after in zip(result.history, values, values[1:], strict=False):
+            assert after - before <= entry.certified_change + 1e-12 * before
+            assert entry.certified_change <= -0.1 * entry.step * entry.grad_norm**2
+            assert entry.error_bound <= 0.5 * entry.grad_norm
+            steps += 1
+    assert steps >= 1000
+
+
+def test_descent_direction_is_true():
+    problem = random_quadratic(np.random.default_rng(1))
+    seen = []
+    result = maid(problem, np.ones(4), accuracy=10.0, max_iter=20, on_fail="ignore",
+                  callback=lambda entry, theta, x: seen.append(theta))  # fmt: skip
+    for entry, theta in zip(result.history, seen, strict=True):
+        exact = hypergradient(problem, theta, tol=1e-11).grad
+        assert abs(entry.grad_norm - np.linalg.norm(exact)) <= entry.error_bound + 1e-9
+
+
+def test_converges_to_the_least_squares_solution():
+    problem = random_quadratic(np.random.default_rng(3))
+    result = maid(problem, np.zeros(4), tol=1e-4, max_iter=3000, step=0.1)
+    assert result.converged
+    assert result.grad_norm <= 1e-4 >= result.error_bound
+    assert result.value == pytest.approx(best_value(problem), rel=1e-6)
+    counts = [(entry.n_gradients, entry.n_products) for entry in result.history]
+    assert counts == sorted(counts)
+    assert counts[-1] == (result.n_gradients, result.n_products)
+
+
+def test_insensitive_to_the_first_accuracy():
+    problem = paper_quadratic()
+    assert problem.lipschitz(None) / problem.mu(None) == pytest.approx(36.2, abs=0.05)
+    options = {"max_gradients": 20_000, "max_iter": 10**6, "loosen": 1.25, "on_fail": "ignore"}
+    ends = [maid(problem, np.ones(10), accuracy=eps, **options).value for eps in (1e-1, 1e-3, 1e-5)]
+    assert ends == pytest.approx([ends[0]] * 3, rel=0.15)
+    for eps in (1e-1, 1e-3):
+        fixed = maid(problem, np.ones(10), accuracy=eps, fixed_accuracy=True, **options)
+        assert fixed.status == "line_search"
+        assert fixed.n_iter <= 5
+        assert fixed.value > 3 * max(ends)
+
+
+def test_loose_accuracy_is_no_convergence():
+    # q = 0 and z = 0 are within the first accuracies: they say nothing
+    problem = random_quadratic(np.random.default_rng(5))
+    for check in (True, False):
+        result = maid(problem, np.ones(4), accuracy=1e6, max_iter=3, check_descent=check, on_fail="ignore",
+                      init=np.ones(6))  # fmt: skip
+        assert result.n_iter == 3
+        assert result.history[0].n_refinements > 5
+        assert result.history[0].grad_norm > 0
+    result = maid(problem, np.ones(4), accuracy=1e6, fixed_accuracy=True, on_fail="ignore")
+    assert not result.converged
+    assert result.status == "line_search"
+
+
+def test_line_search_uses_the_accuracy_of_each_value():
+    # with an old value and a new accuracy the test would pass steps that increase f
+    problem = random_quadratic(np.random.default_rng(6))
+    values = []
+    maid(problem, 3 * np.ones(4), accuracy=5.0, step=1.0, max_iter=40, on_fail="ignore",
+         callback=lambda entry, theta, x: values.append(problem.upper(solution(problem, theta), theta)))  # fmt: skip
+    assert all(b < a for a, b in zip(values, values[1:], strict=False))
+
+
+def test_momentum_is_in_use():
+    # an accelerated method needs about the root of the gradients of the plain one
+    rng = np.random.default_rng(0)
+    A2 = np.diag(np.geomspace(1, 30, 20))
+    problem = quadratic(np.eye(20), np.ones(20), A2, np.eye(20), rng.standard_normal(20))
+    fast, slow = (hypergradient(problem, np.ones(20), tol=1e-8, solver=s).n_gradients for s in ("agd", "gd"))
+    assert fast * 8 < slow
+
+
+def test_nan_in_the_line_search_is_a_failed_step():
+    class Broken:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def lower_grad(self, x, theta):
+            grad = self.inner.lower_grad(x, theta)
+            return grad * math.nan if np.linalg.norm(theta - 1) > 0.05 else grad
+
+    problem = Broken(random_quadratic(np.random.default_rng(0)))
+    result = maid(problem, np.ones(4), step=100.0, max_iter=2, max_backtracks=40, on_fail="ignore")
+    assert result.n_iter > 0
+    assert result.history[0].n_backtracks > 0
+    with pytest.raises(ValueError, match="diverged"):
+        maid(problem, 2 * np.ones(4))
+
+
+def test_logistic_and_elastic_net_improve():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 8))
+    y = np.argmax(X[:, :3] + rng.standard_normal((60, 3)), axis=1)
+    problem = logistic_ridge(X[:40], y[:40], X[40:], y[40:])
+    result = maid(problem, np.full(problem.size, -2.0), step=10.0, max_iter=30, on_fail="ignore")
+    assert result.certified
+    assert result.value < result.history[0].value - 0.01
+    w = rng.standard_normal(8) * (np.arange(8) < 3)
+    t = X @ w + 0.3 * rng.standard_normal(60)
+    problem = elastic_net(X[:40], t[:40], X[40:], t[40:])
+    result = maid(problem, [-1.0, -1.0], step=1.0, max_iter=40, on_fail="ignore")
+    assert result.value < 0.9 * result.history[0].value
+
+
+def test_stops_and_reports():
+    problem = random_quadratic(np.random.default_rng(0))
+    with pytest.warns(ot_numba.ConvergenceWarning, match="increase max_iter"):
+        assert maid(problem, np.ones(4), max_iter=1).status == "max_iter"
+    with pytest.warns(ot_numba.ConvergenceWarning, match="increase max_gradients"):
+        result = maid(problem, np.ones(4), max_gradients=30)
+    assert result.status == "budget"
+    assert result.n_gradients <= 35
+    with pytest.raises(ot_numba.ConvergenceError):
+        maid(problem, np.ones(4), max_iter=0, on_fail="raise")
+    seen = []
+
+    def stop(entry, theta, x):
+        seen.append(entry)
+        if entry.n_iter == 2:
+            raise StopIteration
+
+    result = maid(problem, np.ones(4), callback=stop)
+    assert result.status == "stopped"
+    assert [entry.n_iter for entry in seen] == [0, 1, 2]
+    assert result.history == seen
+
+
+def test_start_is_not_modified_and_runs_repeat():
+    problem = random_quadratic(np.random.default_rng(0))
+    theta, init = np.ones(4), np.ones(6)
+    theta.flags.writeable = init.flags.writeable = False
+    runs = [maid(problem, theta, init=init, max_iter=10, on_fail="ignore") for _ in range(2)]
+    assert np.array_equal(runs[0].theta, runs[1].theta)
+    assert runs[0].history[:-1] == runs[1].history[:-1]
+
+
+def test_continues_from_a_result():
+    problem = random_quadratic(np.random.default_rng(0))
+    first = maid(problem, np.zeros(4), tol=1e-4, max_iter=3000, step=0.1)
+    again = maid(problem, first.theta, init=first, tol=1e-4, accuracy=first.accuracy)
+    assert again.converged
+    assert again.n_gradients < 0.2 * first.n_gradients
+
+
+def test_bad_options():
+    problem = random_quadratic(np.random.default_rng(0))
+    for name, value in (
+        ("decrease", 0.6), ("descent_share", 1.0), ("backtrack", 1.0), ("tighten", 0.0), ("step", 0.0),
+        ("accuracy", 0.0), ("loosen", 0.9), ("max_backtracks", 0), ("on_fail", "no"), ("constants", "guess"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            maid(problem, np.ones(4), **{name: value})
+    with pytest.raises(ValueError, match="bounds must be increasing"):
+        hoag(problem, np.ones(4), bounds=(1, 0))
+    with pytest.raises(ValueError, match="schedule"):
+        hoag(problem, np.ones(4), schedule="linear")
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "quadratic", "cubic"])
+def test_hoag(schedule):
+    problem = random_quadratic(np.random.default_rng(3))
+    result = hoag(problem, np.zeros(4), schedule=schedule, max_iter=300, tol=1e-3, on_fail="ignore")
+    assert result.value < problem.upper(solution(problem, np.zeros(4)), None)
+    assert result.value == pytest.approx(best_value(problem), rel=1e-2)
+    clipped = hoag(problem, np.zeros(4), bounds=(-0.01, 0.01), max_iter=20, on_fail="ignore")
+    assert np.abs(clipped.theta).max() <= 0.01
