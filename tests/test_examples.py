@@ -102,3 +102,23 @@ def test_sparsity_tradeoff(run):
     rows = [line.split() for line in out.splitlines() if line.startswith("k=")]
     assert all(float(row[6]) <= 1e-6 for row in rows)
     assert all(float(row[9]) >= float(row[8]) - 1e-6 for row in rows)
+
+
+def test_tv_denoising_bilevel(run):
+    pytest.importorskip("sklearn")
+    out, folder = run("tv_denoising_bilevel")
+    assert (folder / "denoised.png").stat().st_size > 10_000
+    learned = [float(value) for value in re.findall(r"e-0\d .* (\d+\.\d+) dB", out)]
+    assert len(learned) == 3
+    assert max(learned) - min(learned) < 0.05
+    noisy, denoised = (float(value) for value in re.findall(r"PSNR (\S+) dB, denoised (\S+) dB", out)[0])
+    assert denoised > noisy + 9
+
+
+def test_foe_denoising(run):
+    pytest.importorskip("sklearn")
+    out, folder = run("foe_denoising")
+    assert {path.name for path in folder.iterdir()} == {"denoised.png", "filters.png"}
+    inside, outside = ([float(row[i]) for row in re.findall(r" (\d+\.\d+) dB +(\d+\.\d+) dB", out)] for i in (0, 1))
+    assert inside[2] > inside[1] + 0.1 > inside[0] + 3
+    assert outside[2] > outside[1] + 0.1 > outside[0] + 3
