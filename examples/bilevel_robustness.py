@@ -1,4 +1,4 @@
-"""Adaptive accuracies against fixed ones and schedules: who depends on the first accuracy?
+"""Adaptive accuracies of a bilevel search against fixed ones and schedules.
 
 Learns weight and smoothing of total-variation denoising of a phantom, from several first accuracies of the lower level.
 With fixed accuracies the search stops early or wastes gradients; `maid` ends at the same loss from each:

@@ -37,7 +37,7 @@ def main() -> None:
     common = ot_numba.logistic_ridge(X[train], y[train], X[valid], y[valid], n_classes=10, per_weight=False)
     print("                        validation loss   test accuracy")
     best = None
-    for log_ridge in (-7.0, -6.0, -5.0, -4.0, -3.0):
+    for log_ridge in (-6.0, -5.0, -4.0, -3.0, -2.0):
         found = ot_numba.hypergradient(common, log_ridge, tol=1e-2, init=None if best is None else best[1].x)
         print(f"common ridge e^{log_ridge:+.0f} {found.value:18.4f} {accuracy(found.x):15.4f}")
         if best is None or found.value < best[1].value:
@@ -45,7 +45,7 @@ def main() -> None:
     problem = ot_numba.logistic_ridge(X[train], y[train], X[valid], y[valid], n_classes=10)
     result = ot_numba.maid(
         problem, np.full(problem.size, best[0]), init=best[1].x, step=100.0, max_iter=options.steps,
-        check_descent=False, on_fail="ignore",
+        max_gradients=20_000, check_descent=False, on_fail="ignore",
     )  # fmt: skip
     print(f"{problem.size} ridges by maid {result.value:16.4f} {accuracy(result.x):15.4f}")
     print(f"{result.n_iter} steps, each certain to lower the loss; {result.n_gradients} gradients")

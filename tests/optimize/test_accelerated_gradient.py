@@ -11,7 +11,7 @@ def quadratic(n=30, kappa=100.0):
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-10])
 def test_error_is_within_its_bound(tol):
-    d, grad = quadratic()
+    _, grad = quadratic()
     result = accelerated_gradient(grad, np.zeros(30), mu=1, lipschitz=100, tol=tol)
     assert result.status == "converged"
     assert result.grad_norm == pytest.approx(np.linalg.norm(grad(result.x)), rel=1e-13)
