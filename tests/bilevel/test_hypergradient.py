@@ -198,7 +198,7 @@ def test_warm_starts_save_work():
 
 def test_missing_constants_are_estimated():
     rng = np.random.default_rng(2)
-    problem, theta, x = make("elastic_net", rng)
+    problem, theta, _ = make("elastic_net", rng)
     full = hypergradient(problem, theta, init=np.zeros(6), tol=1e-3)
     assert full.certified
     guessed = hypergradient(problem, theta, init=np.zeros(6), tol=1e-3, constants="estimate")

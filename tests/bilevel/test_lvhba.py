@@ -76,8 +76,9 @@ def test_biased_toy(n):
     errors = {}
     seen = lambda entry, x, y: errors.update({entry.n_iter: relative(x, -0.3)})  # noqa: E731
     result = lvhba(
-        Toy(n, False), np.full(n, 10.0), np.full(2 * n, 10.0), max_iter=20_000, record_every=100, callback=seen, **BIASED
-    )
+        Toy(n, False), np.full(n, 10.0), np.full(2 * n, 10.0), max_iter=20_000, record_every=100, callback=seen,
+        **BIASED,
+    )  # fmt: skip
     for k, error in ((100, 1.9e-1), (1000, 2.3e-2), (3000, 1.4e-2), (10_000, 8.3e-3), (20_000, 6.1e-3)):
         assert errors[k] == pytest.approx(error, rel=0.03)
     assert result.lam == pytest.approx([-1], abs=2e-3)

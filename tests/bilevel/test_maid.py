@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_line_search_uses_the_accuracy_of_each_value():
     values = []
     maid(problem, 3 * np.ones(4), accuracy=5.0, step=1.0, max_iter=40, on_fail="ignore",
          callback=lambda entry, theta, x: values.append(problem.upper(solution(problem, theta), theta)))  # fmt: skip
-    assert all(b < a for a, b in zip(values, values[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(values))
 
 
 def test_momentum_is_in_use():

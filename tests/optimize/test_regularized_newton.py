@@ -27,7 +27,7 @@ def rosenbrock(p):
 
 def quartic():
     rng = np.random.RandomState(3124)
-    A, b = rng.rand(100, 200), rng.rand(100)
+    A, b = rng.uniform(-1, 1, (100, 200)), rng.uniform(-1, 1, 100)
     return PowerNorm(lambda x: A @ x - b, lambda x: A, p=4), A.T @ A + 1e-8 * np.eye(200)
 
 
