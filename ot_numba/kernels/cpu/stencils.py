@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
 from .jit import helper, kernel
 from .threads import run_blocks
@@ -22,43 +24,63 @@ _TILE = 32
 _GROUP = 5
 
 
+@intrinsic
+def _rsqrt(context, q):
+    """``1 / sqrt(q)`` for normal q > 0; in float64 by products only: a root and a division take twice as long."""
+
+    def generate(context, builder, signature, arguments):
+        (q,) = arguments
+        options, kind = {"flags": ["contract"]}, q.type
+
+        def constant(c):
+            return ir.Constant(kind, c)
+
+        if isinstance(kind, ir.FloatType):
+            root = builder.call(builder.module.declare_intrinsic("llvm.sqrt", [kind]), [q])
+            return builder.fdiv(constant(1.0), root)
+        # within 3.5%: halves and negates the exponent
+        half = builder.lshr(builder.bitcast(q, ir.IntType(64)), ir.Constant(ir.IntType(64), 1))
+        r = builder.bitcast(builder.sub(ir.Constant(ir.IntType(64), 0x5FE6EB50C7B537A9), half), kind)
+        for _ in range(2):  # each takes the relative error e to (35 / 8) e**4
+            product = builder.fmul(builder.fmul(q, r, **options), r, **options)
+            h = builder.fsub(constant(1.0), product, **options)
+            p = constant(0.3125)
+            for c in (0.375, 0.5):
+                p = builder.fadd(constant(c), builder.fmul(h, p, **options), **options)
+            r = builder.fadd(r, builder.fmul(r, builder.fmul(h, p, **options), **options), **options)
+        return r
+
+    return q(q), generate
+
+
 @helper
 def _flux_rows(x, below, w, nu_sq, isotropic, px, py):
-    """``w phi'`` of the differences to the right, and down, of one row."""
+    """``w phi'`` of the differences to the right, and down, of one row; returns the sums of ``w phi``."""
     last = x.shape[0] - 1
+    across, down = 0.0, 0.0
     if isotropic:
         for j in range(last):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            r = w[j] / np.sqrt(dx * dx + dy * dy + nu_sq)
+            q = dx * dx + dy * dy + nu_sq
+            r = w[j] * _rsqrt(q)
             px[j] = r * dx
             py[j] = r * dy
+            across += np.float64(q * r)
     else:
         for j in range(last):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            px[j] = w[j] * dx / np.sqrt(dx * dx + nu_sq)
-            py[j] = w[j] * dy / np.sqrt(dy * dy + nu_sq)
+            qx, qy = dx * dx + nu_sq, dy * dy + nu_sq
+            rx, ry = w[j] * _rsqrt(qx), w[j] * _rsqrt(qy)
+            px[j] = rx * dx
+            py[j] = ry * dy
+            across += np.float64(qx * rx)
+            down += np.float64(qy * ry)
     dy = below[last] - x[last]
+    q = dy * dy + nu_sq
+    r = w[last] * _rsqrt(q)
     px[last] = 0
-    py[last] = w[last] * dy / np.sqrt(dy * dy + nu_sq)
-
-
-@helper
-def _row_value(x, below, w, nu_sq, isotropic, has_below):
-    """Sum of ``w phi`` over a row."""
-    last = x.shape[0] - 1
-    value = 0.0
-    if isotropic or not has_below:
-        for j in range(last):
-            dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            value += np.float64(w[j] * np.sqrt(dx * dx + dy * dy + nu_sq))
-    else:
-        for j in range(last):
-            dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            value += np.float64(w[j] * (np.sqrt(dx * dx + nu_sq) + np.sqrt(dy * dy + nu_sq)))
-    if has_below:
-        dy = below[last] - x[last]
-        value += np.float64(w[last] * np.sqrt(dy * dy + nu_sq))
-    return value
+    py[last] = r * dy
+    return across, down + np.float64(q * r)
 
 
 @helper
@@ -68,7 +90,7 @@ def _curved_rows(x, below, v, v_below, w, nu_sq, isotropic, r, px, py):
     if isotropic:
         for j in range(last):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            r[j] = 1 / np.sqrt(dx * dx + dy * dy + nu_sq)
+            r[j] = _rsqrt(dx * dx + dy * dy + nu_sq)
         for j in range(last):
             dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
             px[j] = w[j] * r[j] * (ax - dx * r[j] * r[j] * (dx * ax + dy * ay))
@@ -78,16 +100,16 @@ def _curved_rows(x, below, v, v_below, w, nu_sq, isotropic, r, px, py):
     else:
         for j in range(last):
             dx = x[j + 1] - x[j]
-            s_sq = dx * dx + nu_sq
-            px[j] = w[j] * nu_sq * (v[j + 1] - v[j]) / (s_sq * np.sqrt(s_sq))
+            s = _rsqrt(dx * dx + nu_sq)
+            px[j] = w[j] * s * (nu_sq * s * s) * (v[j + 1] - v[j])
         for j in range(last):
             dy = below[j] - x[j]
-            s_sq = dy * dy + nu_sq
-            py[j] = w[j] * nu_sq * (v_below[j] - v[j]) / (s_sq * np.sqrt(s_sq))
+            s = _rsqrt(dy * dy + nu_sq)
+            py[j] = w[j] * s * (nu_sq * s * s) * (v_below[j] - v[j])
     dy = below[last] - x[last]
-    s_sq = dy * dy + nu_sq
+    s = _rsqrt(dy * dy + nu_sq)
     px[last] = 0
-    py[last] = w[last] * nu_sq * (v_below[last] - v[last]) / (s_sq * np.sqrt(s_sq))
+    py[last] = w[last] * s * (nu_sq * s * s) * (v_below[last] - v[last])
 
 
 @helper
@@ -140,11 +162,10 @@ def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
         py, above = buffer[1 + i % 2], buffer[2 - i % 2]
         if i == 0:
             above[:] = 0
-        _flux_rows(x[row], below, w_row, nu_sq, isotropic, px, py)
+        across, down = _flux_rows(x[row], below, w_row, nu_sq, isotropic, px, py)
         if row >= lo:
             norm_sq, distance_sq = _fidelity(x[row], y[row], px, py, above, out[row])
-            value = _row_value(x[row], below, w_row, nu_sq, isotropic, has_below)
-            sums[0, row] = 0.5 * distance_sq + value
+            sums[0, row] = 0.5 * distance_sq + across + (down if has_below else 0.0)
             sums[1, row] = norm_sq
 
 
@@ -205,28 +226,22 @@ def _sensitivity(x, below, q, q_below, nu_sq, isotropic, along, across):
     if isotropic:
         for j in range(last):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            s_sq = dx * dx + dy * dy + nu_sq
-            a = (dx * (q[j + 1] - q[j]) + dy * (q_below[j] - q[j])) / np.sqrt(s_sq)
+            r = _rsqrt(dx * dx + dy * dy + nu_sq)
+            a = (dx * (q[j + 1] - q[j]) + dy * (q_below[j] - q[j])) * r
             along[j] += a
-            across[j] += nu_sq * a / s_sq
+            across[j] += nu_sq * r * r * a
     else:
         for j in range(last):
-            dx = x[j + 1] - x[j]
-            s_sq = dx * dx + nu_sq
-            a = dx * (q[j + 1] - q[j]) / np.sqrt(s_sq)
-            along[j] += a
-            across[j] += nu_sq * a / s_sq
-        for j in range(last):
-            dy = below[j] - x[j]
-            s_sq = dy * dy + nu_sq
-            a = dy * (q_below[j] - q[j]) / np.sqrt(s_sq)
-            along[j] += a
-            across[j] += nu_sq * a / s_sq
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            rx, ry = _rsqrt(dx * dx + nu_sq), _rsqrt(dy * dy + nu_sq)
+            a, b = dx * (q[j + 1] - q[j]) * rx, dy * (q_below[j] - q[j]) * ry
+            along[j] += a + b
+            across[j] += nu_sq * (rx * rx * a + ry * ry * b)
     dy = below[last] - x[last]
-    s_sq = dy * dy + nu_sq
-    a = dy * (q_below[last] - q[last]) / np.sqrt(s_sq)
+    r = _rsqrt(dy * dy + nu_sq)
+    a = dy * (q_below[last] - q[last]) * r
     along[last] += a
-    across[last] += nu_sq * a / s_sq
+    across[last] += nu_sq * r * r * a
 
 
 @kernel
