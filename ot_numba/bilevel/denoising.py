@@ -170,6 +170,8 @@ def finish(
 class SquaredErrorProblem:
     r"""Upper level :math:`g(x) = \frac{1}{2B} \sum_b \|x_b - x_b^{true}\|^2` over B images, and what goes with it."""
 
+    upper_convex = True
+
     def __init__(self, y: Any, x_true: Any, batch: bool, **sizes: int) -> None:
         self.batch = Batch(y, "y", batch, x_true)
         self._true = self.batch.check(x_true, "x_true")
@@ -186,6 +188,11 @@ class SquaredErrorProblem:
     def x_true(self) -> Array:
         """Images that the denoised ones are compared with."""
         return self.batch.give(self._true)
+
+    @property
+    def start(self) -> Array:
+        """Where to start from: the noisy images."""
+        return self.y
 
     def upper(self, x: Array, theta: Array | None = None) -> float:
         """Half the squared error, averaged over the images."""
