@@ -328,7 +328,7 @@ class FoEDenoising(SquaredErrorProblem):
             lambda x, z, *numbers: _steps(self._kernels, batch.data, experts, x, z, *numbers),
             batch.data if x0 is None else batch.take(x0),
             lipschitz,
-            tol,
+            tol * (1 - 1e-9),  # so that sums in another order do not exceed it
             rounding(batch, lipschitz),
             max_iter,
         )

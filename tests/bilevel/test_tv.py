@@ -330,8 +330,10 @@ def test_learned_parameters_do_not_depend_on_the_first_accuracy():
     x_true, y = phantom()
     problem = tv_denoising(y, x_true)
     found = []
-    for eps0 in (1e-1, 1e-3, 1e-5):
-        result = maid(problem, np.full(2, -5.0), np.zeros_like(y), eps0=eps0, budget=20_000, on_fail="ignore")
+    for accuracy in (1e-1, 1e-3, 1e-5):
+        result = maid(
+            problem, [-5.0, -5.0], init=np.zeros_like(y), accuracy=accuracy, max_gradients=20_000, on_fail="ignore"
+        )
         found.append(psnr(problem.lower_solve(result.theta, None, 1e-9)[0], x_true))
     assert psnr(y, x_true) == pytest.approx(20.31, abs=0.4)
     assert max(found) - min(found) < 0.05
