@@ -4,7 +4,7 @@ Filters, weights and smoothings (one of each for every expert) are learned by `m
 added noise; a second photograph shows what they are worth elsewhere, next to the cosines that they started from:
 
     python examples/foe_denoising.py
-    python examples/foe_denoising.py --filters 8 --size 5 --budget 20000 --output pictures
+    python examples/foe_denoising.py --filters 12 --size 5 --budget 20000 --output pictures
 """
 
 import argparse
@@ -20,10 +20,10 @@ def main() -> None:
     """Parse the options, learn, denoise, write the pictures and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", type=float, default=0.1, help="standard deviation of the noise, of 1 for white")
-    parser.add_argument("--filters", type=int, default=6, help="number of filters")
+    parser.add_argument("--filters", type=int, default=8, help="number of filters")
     parser.add_argument("--size", type=int, default=3, help="side of the filters")
     parser.add_argument("--patches", type=int, default=4, help="number of patches to learn from")
-    parser.add_argument("--budget", type=int, default=6000, help="gradients of the lower level")
+    parser.add_argument("--budget", type=int, default=8000, help="gradients of the lower level")
     parser.add_argument("--output", type=Path, default=Path("foe_denoising_output"), help="folder for the pictures")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

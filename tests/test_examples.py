@@ -70,3 +70,23 @@ def test_sns_paper_table(run):
         assert n_iter < 100
         if "L1" not in name:
             assert found[name, "Sinkhorn-Newton-Sparse"][1] <= 1e-12
+
+
+def test_tv_denoising_bilevel(run):
+    pytest.importorskip("sklearn")
+    out, folder = run("tv_denoising_bilevel")
+    assert (folder / "denoised.png").stat().st_size > 10_000
+    learned = [float(value) for value in re.findall(r"e-0\d .* (\d+\.\d+) dB", out)]
+    assert len(learned) == 3
+    assert max(learned) - min(learned) < 0.05
+    noisy, denoised = (float(value) for value in re.findall(r"PSNR (\S+) dB, denoised (\S+) dB", out)[0])
+    assert denoised > noisy + 9
+
+
+def test_foe_denoising(run):
+    pytest.importorskip("sklearn")
+    out, folder = run("foe_denoising")
+    assert {path.name for path in folder.iterdir()} == {"denoised.png", "filters.png"}
+    inside, outside = ([float(row[i]) for row in re.findall(r" (\d+\.\d+) dB +(\d+\.\d+) dB", out)] for i in (0, 1))
+    assert inside[2] > inside[1] + 0.3 > inside[0] + 3
+    assert outside[2] > outside[1] + 0.3 > outside[0] + 3

@@ -322,7 +322,6 @@ def psnr(x, x_true):
     return -10 * math.log10(np.mean((x - x_true) ** 2))
 
 
-@pytest.mark.slow
 def test_learned_parameters_do_not_depend_on_the_first_accuracy():
     maid = getattr(importlib.import_module("ot_numba.bilevel"), "maid", None)
     if maid is None:
@@ -335,6 +334,6 @@ def test_learned_parameters_do_not_depend_on_the_first_accuracy():
             problem, [-5.0, -5.0], init=np.zeros_like(y), accuracy=accuracy, max_gradients=20_000, on_fail="ignore"
         )
         found.append(psnr(problem.lower_solve(result.theta, None, 1e-9)[0], x_true))
-    assert psnr(y, x_true) == pytest.approx(20.31, abs=0.4)
+    assert psnr(y, x_true) == pytest.approx(20.24, abs=0.01)
     assert max(found) - min(found) < 0.05
-    assert min(found) > 29
+    assert found == pytest.approx([30.375] * 3, abs=0.02)
