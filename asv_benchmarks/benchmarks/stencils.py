@@ -130,12 +130,12 @@ def prepare_tv(library: str, function: str, isotropic: bool, dtype: str, n: int)
             "steps": lambda: [numpy.step(x, z, 0.01, 0.8) for _ in range(10)],
         }[function]
     batch, vector, out = y[None], v[None], np.empty((1, n, n), dtype)
-    x, z = batch.copy(), batch.copy()
+    x, z, scratch = batch.copy(), batch.copy(), np.empty((2, 1, n, n), dtype)
     form = (WEIGHT, SMOOTHING, isotropic)
     return {
         "gradient": lambda: stencils.tv_gradient(batch, batch, *form, out),
         "hvp": lambda: stencils.tv_hvp(batch, vector, *form, out),
-        "steps": lambda: stencils.tv_steps(x, z, batch, *form, 0.01, 0.8, 0.0, 10),
+        "steps": lambda: stencils.tv_steps(x, z, batch, *form, 0.01, 0.8, 0.0, 10, scratch),
     }[function]
 
 

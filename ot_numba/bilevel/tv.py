@@ -95,7 +95,7 @@ def denoise_tv(
 
     Notes
     -----
-    A step is one pass over the image; memory: four images. Results do not depend on the number of threads.
+    A step is one pass over the image; memory: six images. Results do not depend on the number of threads.
 
     References
     ----------
@@ -123,7 +123,7 @@ def denoise_tv(
     limit = tol * data.spread() * math.sqrt(math.prod(data.shape))
     lipschitz = 1 + largest * differences_norm_sq(height, width) / nu
     found = minimise(
-        lambda x, z, *numbers: kernels.tv_steps(x, z, data.data, *form, *numbers),
+        _stepper(kernels, data, form),
         start,
         lipschitz,
         limit,
@@ -133,6 +133,12 @@ def denoise_tv(
     return finish(
         data, lambda x, out: kernels.tv_gradient(x, data.data, *form, out), found, limit, tol, on_fail
     )
+
+
+def _stepper(kernels: Any, data: Batch, form: tuple) -> Any:
+    """Steps for `minimise`, in scratch memory of their own."""
+    scratch = data.xp.empty((2, *data.images), dtype=data.dtype, device=device_of(data.data))
+    return lambda x, z, *numbers: kernels.tv_steps(x, z, data.data, *form, *numbers, scratch)
 
 
 def rounding(data: Batch, lipschitz: float) -> float:
@@ -266,7 +272,7 @@ class TVDenoising(SquaredErrorProblem):
         batch, form, lipschitz = self.batch, self._form(theta), self.lipschitz(theta)
         start = batch.data if x0 is None else batch.take(x0)
         x, n_iter, _ = minimise(
-            lambda x, z, *numbers: self._kernels.tv_steps(x, z, batch.data, *form, *numbers),
+            _stepper(self._kernels, batch, form),
             start,
             lipschitz,
             tol * (1 - 1e-9),  # so that sums in another order do not exceed it

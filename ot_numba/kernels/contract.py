@@ -82,7 +82,7 @@ tv_jacobian_t       ``<q, d grad / d log w>`` and ``<q, d grad / d log nu>``; wi
                     former is written there pixel by pixel, summed over the batch
 tv_steps            for z with gradient g: ``x_new = z - step g``, ``z <- x_new + momentum (x_new - x)``, ``x <-
                     x_new``, in place, up to `count` >= 1 times; ``(steps, norm of the last g)``. Where that is not
-                    above `limit` (or NaN) it was the last step, and z is left as it was
+                    above `limit` (or NaN) it was the last step, and z is left as it was; `scratch` is (2, B, H, W)
 foe_gradient        as `tv_gradient`
 foe_hvp             as `tv_hvp`
 foe_jacobian_t      ``<q, d grad / d .>`` for log weights (K,), log nus (K,) and filters, float64

@@ -34,7 +34,7 @@ class Case:
         x, y, v = (asarray(a.copy()) for a in (self.x, self.y, self.v))
         form = (asarray(self.w) if self.per_pixel else self.w, self.nu, self.isotropic)
         if name == "tv_steps":
-            scalars = kernels.tv_steps(x, v, y, *form, *steps)
+            scalars = kernels.tv_steps(x, v, y, *form, *steps, asarray(np.empty((2, *self.x.shape), self.dtype)))
             return (np.asarray(scalars), to_numpy(x), to_numpy(v))
         out = asarray(np.full_like(self.x, np.nan))
         if name == "tv_jacobian_t":

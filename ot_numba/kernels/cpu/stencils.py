@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from .jit import helper, kernel
 from .threads import run_blocks
 
-#: Pixels and steps up to which a whole run stays in compiled code, without a look at the threads.
-_SERIAL_PIXELS = 1 << 17
+#: Most accelerated steps that one pass over the images takes, and bytes of rows between them, for the cache.
+_STEPS, _ROWS_BYTES = 16, 1 << 19
 #: Rows of an image that the kernels of fields of experts treat as one block.
 _TILE = 32
 #: Taps of a correlation that are added in one loop.
@@ -142,12 +142,13 @@ def _identity(v, px, py, above, out):
 
 
 @helper
-def _move(z, g, step, momentum, x, z_out):
-    """``x <- z - step g`` and ``z_out = x + momentum (x - x before)`` of one row."""
+def _move(z, g, step, momentum, x, x_out, z_out):
+    """``x_out = z - step g`` and ``z_out = x_out + momentum (x_out - x)`` of one row."""
     for j in range(z.shape[0]):
-        new = z[j] - step * g[j]
-        z_out[j] = new + momentum * (new - x[j])
-        x[j] = new
+        g[j] = z[j] - step * g[j]
+    for j in range(z.shape[0]):
+        z_out[j] = g[j] + momentum * (g[j] - x[j])
+        x_out[j] = g[j]
 
 
 @kernel
@@ -169,38 +170,45 @@ def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
             sums[1, row] = norm_sq
 
 
-@helper
-def _step_rows(x, z, y, w, nu_sq, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi):
-    px, g = buffer[0], buffer[3]
-    for row in range(lo - 1 if lo % height else lo, hi):
-        i = row % height
-        below = z[row + 1] if i + 1 < height else z[row]
-        py, above = buffer[1 + i % 2], buffer[2 - i % 2]
-        if i == 0:
-            above[:] = 0
-        _flux_rows(z[row], below, w[i if w.shape[0] > 1 else 0], nu_sq, isotropic, px, py)
-        if row >= lo:
-            sums[row], _ = _fidelity(z[row], y[row], px, py, above, g)
-            _move(z[row], g, step, momentum, x[row], z_out[row])
-
-
 @kernel
-def _tv_steps(x, z, y, w, nu, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi, limit, count):
-    """Steps of rows lo:hi; more than one only if these are all rows. Returns steps and gradient norm squared."""
+def _tv_steps(x, z, y, w, nu, isotropic, height, step, momentum, x_out, z_out, sums, buffer, lo, hi):
+    """As many steps as `sums` has rows, for image rows lo:hi, in one pass over memory.
+
+    Step s works s rows above step 0, on what the step before left in `buffer` (steps, 9, W): x and z of three rows
+    each, two rows of flux down, and one more. Rows outside lo:hi that later steps look at are computed here as well.
+    """
     real = x.dtype.type
     nu_sq, step, momentum = real(nu * nu), real(step), real(momentum)
-    norm_sq = 0.0
-    taken = 0
-    while taken < count:
-        _step_rows(x, z, y, w, nu_sq, isotropic, height, step, momentum, z_out, sums, buffer, lo, hi)
-        taken += 1
-        norm_sq = 0.0
-        for row in range(lo, hi):
-            norm_sq += sums[row]
-        if not norm_sq > limit * limit:
-            break
-        z, z_out = z_out, z
-    return taken, norm_sq
+    count, width = sums.shape[0], x.shape[1]
+    first, end = lo // height * height, (hi + height - 1) // height * height
+    for front in range(max(first, lo - count), min(end, hi + count - 1) + count - 1):
+        for s in range(count):
+            row, ahead = front - s, count - 1 - s  # steps after this one
+            # the row above the first is needed for its flux alone
+            if row < max(first, lo - ahead - 1) or row >= min(end, hi + ahead):
+                continue
+            i = row % height
+            below = row + 1 if i + 1 < height else row
+            own = buffer[s]
+            if s == 0:
+                z_row, z_below, x_row = z[row], z[below], x[row]
+            else:
+                z_row, z_below, x_row = own[row % 3][:width], own[below % 3], own[3 + row % 3]
+            px, py, above = own[8], own[6 + i % 2], own[7 - i % 2]
+            if i == 0:
+                above[:] = 0
+            _flux_rows(z_row, z_below, w[i if w.shape[0] > 1 else 0], nu_sq, isotropic, px, py)
+            if row < max(first, lo - ahead):
+                continue
+            g = buffer[count, 0]
+            norm_sq, _ = _fidelity(z_row, y[row], px, py, above, g)
+            if lo <= row < hi:
+                sums[s, row] = norm_sq
+            if ahead == 0:
+                _move(z_row, g, step, momentum, x_row, x_out[row], z_out[row])
+            else:
+                after = buffer[s + 1]
+                _move(z_row, g, step, momentum, x_row, after[3 + row % 3], after[row % 3])
 
 
 @kernel
@@ -256,13 +264,13 @@ def _tv_jacobian_t(x, q, w, nu, isotropic, height, pixels, sums, buffer, lo, hi)
             _sensitivity(x[row], x[other], q[row], q[other], nu_sq, isotropic, along, across)
         w_row = w[i if w.shape[0] > 1 else 0]
         weight, smoothing = 0.0, 0.0
-        for j in range(along.shape[0]):
+        for j in range(x.shape[1]):
             weight += np.float64(w_row[j] * along[j])
             smoothing -= np.float64(w_row[j] * across[j])
         sums[0, i], sums[1, i] = weight, smoothing
         if pixels.shape[0] > 0:
             out = pixels[i]
-            for j in range(out.shape[0]):
+            for j in range(x.shape[1]):
                 out[j] = w_row[j] * along[j]
 
 
@@ -276,15 +284,20 @@ def _weights(w: float | np.ndarray, like: np.ndarray) -> np.ndarray:
     return w if isinstance(w, np.ndarray) and w.ndim == 2 else np.full((1, like.shape[-1]), w, like.dtype)
 
 
+def _buffer(rows: int, like: np.ndarray) -> np.ndarray:
+    """Rows a little longer than those of the images: powers of 2 apart they would evict each other from the cache."""
+    return np.empty((rows, like.shape[-1] + 24), like.dtype)
+
+
 def tv_gradient(
     x: np.ndarray, y: np.ndarray, w: float | np.ndarray, nu: float, isotropic: bool, out: np.ndarray
 ) -> tuple[float, float]:
     """Value and norm of the gradient, which is written to `out`."""
-    height, width = x.shape[1:]
+    height = x.shape[1]
     w, sums = _weights(w, x), np.empty((2, x.shape[0] * height))
 
     def task(lo: int, hi: int) -> None:
-        buffer = np.empty((3, width), x.dtype)
+        buffer = _buffer(3, x)
         _tv_gradient(_rows(x), _rows(y), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
     run_blocks(task, sums.shape[1], 2 * x.size)
@@ -296,11 +309,11 @@ def tv_hvp(
     x: np.ndarray, v: np.ndarray, w: float | np.ndarray, nu: float, isotropic: bool, out: np.ndarray
 ) -> float:
     """Product of the Hessian at x with v, written to `out`; returns <v, H v>."""
-    height, width = x.shape[1:]
+    height = x.shape[1]
     w, sums = _weights(w, x), np.empty(x.shape[0] * height)
 
     def task(lo: int, hi: int) -> None:
-        buffer = np.empty((4, width), x.dtype)
+        buffer = _buffer(4, x)
         _tv_hvp(_rows(x), _rows(v), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
     run_blocks(task, sums.shape[0], 2 * x.size)
@@ -321,7 +334,7 @@ def tv_jacobian_t(
     target = np.empty((0, width), x.dtype) if pixels is None else pixels
 
     def task(lo: int, hi: int) -> None:
-        buffer = np.empty((2, width), x.dtype)
+        buffer = _buffer(2, x)
         _tv_jacobian_t(_rows(x), _rows(q), w, float(nu), isotropic, height, target, sums, buffer, lo, hi)
 
     run_blocks(task, height, 2 * x.size)
@@ -340,37 +353,47 @@ def tv_steps(
     momentum: float,
     limit: float,
     count: int,
+    scratch: np.ndarray,
 ) -> tuple[int, float]:
     """Accelerated gradient steps, x and z in place, until the gradient at z is at most `limit`."""
-    height, width = x.shape[1:]
+    height = x.shape[1]
     w, n_rows = _weights(w, x), x.shape[0] * height
-    sums, spare = np.empty(n_rows), np.empty_like(z)
-    rows = [_rows(x), _rows(z), _rows(y), _rows(spare)]
-    numbers = (float(step), float(momentum))
+    old, new = (_rows(x), _rows(z)), (_rows(scratch[0]), _rows(scratch[1]))
+    given, most = old, min(_STEPS, max(2, _ROWS_BYTES // (9 * x.shape[2] * x.itemsize)))
+    sums = np.empty((most, n_rows))
 
-    def part(lo: int, hi: int, count: int) -> tuple[int, float]:
-        buffer = np.empty((4, width), x.dtype)
-        return _tv_steps(
-            rows[0], rows[1], rows[2], w, float(nu), isotropic, height, *numbers, rows[3], sums, buffer, lo, hi,
-            float(limit), count,
-        )  # fmt: skip
+    def move(n: int) -> np.ndarray:
+        """Take n steps from `old` to `new`; returns the norms of the gradients."""
 
-    if x.size <= _SERIAL_PIXELS:
-        taken, norm_sq = part(0, n_rows, count)
-        stopped = not norm_sq > limit * limit
-        swaps = taken - stopped
-    else:
-        taken, norm_sq, stopped = 0, 0.0, False
-        while taken < count and not stopped:
-            run_blocks(lambda lo, hi: part(lo, hi, 1), n_rows, 2 * x.size)
-            taken, norm_sq = taken + 1, float(sums.sum())
-            stopped = not norm_sq > limit * limit
-            if not stopped:
-                rows[1], rows[3] = rows[3], rows[1]
-        swaps = taken - stopped
-    if swaps % 2:
-        z[...] = spare
-    return taken, math.sqrt(norm_sq)
+        def task(lo: int, hi: int) -> None:
+            buffer = _buffer(9 * (n + 1), x).reshape(n + 1, 9, -1)
+            _tv_steps(
+                *old, _rows(y), w, float(nu), isotropic, height, float(step), float(momentum), *new, sums[:n],
+                buffer, lo, hi,
+            )  # fmt: skip
+
+        run_blocks(task, n_rows, 2 * n * x.size)
+        return np.sqrt(sums[:n].sum(axis=1))
+
+    taken, norm, stopped = 0, 0.0, False
+    while taken < count and not stopped:
+        n = min(most, count - taken)
+        norms = move(n)
+        enough = np.flatnonzero(~(norms > limit))
+        stopped = len(enough) > 0
+        if stopped:
+            n = int(enough[0]) + 1
+            if n > 1:  # back to the point of the last gradient
+                move(n - 1)
+                old, new = new, old
+            move(1)  # x alone
+            new = (new[0], old[1])
+        taken, norm = taken + n, float(norms[n - 1])
+        old, new = new, old
+    for target, source in zip(given, old, strict=True):
+        if target is not source:
+            target[...] = source
+    return taken, norm
 
 
 @helper

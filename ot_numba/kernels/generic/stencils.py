@@ -94,10 +94,10 @@ def tv_steps(
     momentum: float,
     limit: float,
     count: int,
+    scratch: Array,
 ) -> tuple[int, float]:
     """Accelerated gradient steps, x and z in place, until the gradient at z is at most `limit`."""
-    xp = array_namespace(x)
-    g, norm = xp.empty_like(z), 0.0
+    g, norm = scratch[0, ...], 0.0
     for taken in range(1, count + 1):
         _, norm = tv_gradient(z, y, w, nu, isotropic, g)
         new = z - step * g
