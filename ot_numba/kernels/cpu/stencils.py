@@ -145,10 +145,9 @@ def _identity(v, px, py, above, out):
 def _move(z, g, step, momentum, x, x_out, z_out):
     """``x_out = z - step g`` and ``z_out = x_out + momentum (x_out - x)`` of one row."""
     for j in range(z.shape[0]):
-        g[j] = z[j] - step * g[j]
-    for j in range(z.shape[0]):
-        z_out[j] = g[j] + momentum * (g[j] - x[j])
-        x_out[j] = g[j]
+        new = z[j] - step * g[j]
+        z_out[j] = new + momentum * (new - x[j])
+        x_out[j] = new
 
 
 @kernel
