@@ -8,7 +8,7 @@ import pytest
 
 from ot_numba.arrays.namespaces import to_numpy
 from ot_numba.arrays.warnings import ConvergenceWarning
-from ot_numba.bilevel import denoise_foe, denoise_tv, foe_denoising, tv_denoising
+from ot_numba.bilevel import check_problem, denoise_foe, denoise_tv, foe_denoising, hypergradient, maid, tv_denoising
 from ot_numba.bilevel.foe import symbol_bound
 
 SHAPES = {"line": ((8,), False), "image": ((5, 6), False), "lines": ((2, 6), True), "images": ((2, 4, 5), True)}
@@ -113,6 +113,31 @@ def test_lower_solve():
         assert np.linalg.norm(problem.lower_grad(solution, theta)) <= 1e-9 * (1 + 1e-6)
     assert np.linalg.norm(solution) <= np.linalg.norm(problem.y)
     assert problem.lower_solve(theta, solution, 1e-8)[1] == 1
+
+
+@each_shape
+def test_checked_and_certified(shape):
+    problem, theta, (x, *_) = build(shape)
+    report = check_problem(problem, theta, x, rng=0)
+    assert report.ok, report
+    exact = hypergradient(problem, theta, tol=1e-11)
+    for accuracy in (0.3, 1e-2, 1e-4):
+        found = hypergradient(problem, theta, init=x, tol=accuracy)
+        assert found.certified
+        assert np.linalg.norm(found.grad - exact.grad) <= found.error_bound + exact.error_bound
+
+
+def test_learning_lowers_the_loss():
+    rng = np.random.default_rng(0)
+    clean = np.kron(rng.random((2, 4, 4)), np.ones((5, 5)))
+    noisy = clean + 0.1 * rng.normal(size=clean.shape)
+    problem = foe_denoising(noisy, clean, n_filters=3, size=2, batch=True)
+    theta = problem.pack(problem.cosine_filters(), weight=0.02, smoothing=0.05)
+    result = maid(problem, theta, check_descent=False, max_gradients=3000, on_fail="ignore")
+    values = [entry.value for entry in result.history]
+    assert values[-1] < 0.7 * values[0]
+    start, end = (problem.upper(problem.lower_solve(t, None, 1e-8)[0]) for t in (theta, result.theta))
+    assert end < 0.7 * start
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
