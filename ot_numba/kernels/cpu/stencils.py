@@ -299,7 +299,7 @@ def tv_gradient(
         buffer = _buffer(3, x)
         _tv_gradient(_rows(x), _rows(y), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
-    run_blocks(task, sums.shape[1], 2 * x.size)
+    run_blocks(task, sums.shape[1], x.nbytes / 4)
     value, norm_sq = sums.sum(axis=1)
     return float(value), math.sqrt(norm_sq)
 
@@ -315,7 +315,7 @@ def tv_hvp(
         buffer = _buffer(4, x)
         _tv_hvp(_rows(x), _rows(v), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
-    run_blocks(task, sums.shape[0], 2 * x.size)
+    run_blocks(task, sums.shape[0], x.nbytes / 4)
     return float(sums.sum())
 
 
@@ -336,7 +336,7 @@ def tv_jacobian_t(
         buffer = _buffer(2, x)
         _tv_jacobian_t(_rows(x), _rows(q), w, float(nu), isotropic, height, target, sums, buffer, lo, hi)
 
-    run_blocks(task, height, 2 * x.size)
+    run_blocks(task, height, x.nbytes / 4)
     weight, smoothing = sums.sum(axis=1)
     return float(weight), float(smoothing)
 
@@ -371,7 +371,7 @@ def tv_steps(
                 buffer, lo, hi,
             )  # fmt: skip
 
-        run_blocks(task, n_rows, 2 * n * x.size)
+        run_blocks(task, n_rows, n * x.nbytes / 4)
         return np.sqrt(sums[:n].sum(axis=1))
 
     taken, norm, stopped = 0, 0.0, False
