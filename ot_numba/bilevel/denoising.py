@@ -63,6 +63,9 @@ class Batch:
         self.xp = array_namespace(y, *more)
         self.dtype = common_dtype(y, *more)
         y = as_float_array(y, name, ndim=(2, 3) if batch else (1, 2), xp=self.xp, dtype=self.dtype)
+        largest = float(self.xp.max(self.xp.abs(y)))
+        if largest > 0.1 * math.sqrt(float(self.xp.finfo(self.dtype).max)):
+            raise ValueError(f"{name} has entries of size {largest:g}, whose squares overflow: rescale it")
         self.shape, self.device = tuple(y.shape), device_of(y)
         parts = self.shape if batch else (1, *self.shape)
         self.images = (parts[0], 1, parts[1]) if len(parts) == 2 else parts

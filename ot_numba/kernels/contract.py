@@ -93,7 +93,7 @@ For a pixel with both, phi is ``sqrt(dx**2 + nu**2) + sqrt(dy**2 + nu**2)``, iso
 with one, it is the one root; with none, 0. The weight w is a number, or an (H, W) array of the dtype of x. Fields of
 experts replace the sum by ``sum_k weights_k sum sqrt(u_k**2 + nus_k**2)`` with the valid correlations
 ``u_k[i, j] = sum filters[k, p, q] x[i + p, j + q]``; filters (K, kh, kw) are of the dtype of x, and weights, nus (K,)
-float64.
+float64. Where nu**2 is not a normal number of the dtype of x, nu counts as the least for which it is.
 
 ==================  ==========================================================================================
 tv_gradient         ``(h(x), norm of the gradient)``; the gradient goes to `out`

@@ -226,6 +226,7 @@ def test_kinds_of_input(y):
     [
         ({"y": [1.0, np.nan]}, ValueError, "y has NaN"),
         ({"y": 1.0}, ValueError, "y must have 1 or 2"),
+        ({"y": [1e200, 0.0]}, ValueError, "y has entries of size 1e"),
         ({"weight": -1}, ValueError, "weight must be >= 0"),
         ({"weight": [1.0, 1.0, 1.0]}, ValueError, r"shape \(2,\)"),
         ({"weight": [1.0, -1.0]}, ValueError, "weight must not be negative"),

@@ -278,6 +278,11 @@ def _rows(image: np.ndarray) -> np.ndarray:
     return image.reshape(-1, image.shape[-1])
 
 
+def _positive(nu: float | np.ndarray, like: np.ndarray) -> float | np.ndarray:
+    """Smoothing whose square is a normal number."""
+    return np.maximum(nu, 1.01 * math.sqrt(np.finfo(like.dtype).smallest_normal))
+
+
 def _weights(w: float | np.ndarray, like: np.ndarray) -> np.ndarray:
     """Weights as rows: (1, W) for one number, (H, W) else."""
     return w if isinstance(w, np.ndarray) and w.ndim == 2 else np.full((1, like.shape[-1]), w, like.dtype)
@@ -297,9 +302,9 @@ def tv_gradient(
 
     def task(lo: int, hi: int) -> None:
         buffer = _buffer(3, x)
-        _tv_gradient(_rows(x), _rows(y), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
+        _tv_gradient(_rows(x), _rows(y), w, _positive(nu, x), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
-    run_blocks(task, sums.shape[1], 2 * x.size)
+    run_blocks(task, sums.shape[1], x.nbytes / 4)
     value, norm_sq = sums.sum(axis=1)
     return float(value), math.sqrt(norm_sq)
 
@@ -313,9 +318,9 @@ def tv_hvp(
 
     def task(lo: int, hi: int) -> None:
         buffer = _buffer(4, x)
-        _tv_hvp(_rows(x), _rows(v), w, float(nu), isotropic, height, _rows(out), sums, buffer, lo, hi)
+        _tv_hvp(_rows(x), _rows(v), w, _positive(nu, x), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
-    run_blocks(task, sums.shape[0], 2 * x.size)
+    run_blocks(task, sums.shape[0], x.nbytes / 4)
     return float(sums.sum())
 
 
@@ -334,9 +339,9 @@ def tv_jacobian_t(
 
     def task(lo: int, hi: int) -> None:
         buffer = _buffer(2, x)
-        _tv_jacobian_t(_rows(x), _rows(q), w, float(nu), isotropic, height, target, sums, buffer, lo, hi)
+        _tv_jacobian_t(_rows(x), _rows(q), w, _positive(nu, x), isotropic, height, target, sums, buffer, lo, hi)
 
-    run_blocks(task, height, 2 * x.size)
+    run_blocks(task, height, x.nbytes / 4)
     weight, smoothing = sums.sum(axis=1)
     return float(weight), float(smoothing)
 
@@ -367,11 +372,11 @@ def tv_steps(
         def task(lo: int, hi: int) -> None:
             buffer = _buffer(9 * (n + 1), x).reshape(n + 1, 9, -1)
             _tv_steps(
-                *old, _rows(y), w, float(nu), isotropic, height, float(step), float(momentum), *new, sums[:n],
+                *old, _rows(y), w, _positive(nu, x), isotropic, height, float(step), float(momentum), *new, sums[:n],
                 buffer, lo, hi,
             )  # fmt: skip
 
-        run_blocks(task, n_rows, 2 * n * x.size)
+        run_blocks(task, n_rows, n * x.nbytes / 4)
         return np.sqrt(sums[:n].sum(axis=1))
 
     taken, norm, stopped = 0, 0.0, False
@@ -565,8 +570,8 @@ class _Experts:
             slopes = np.zeros((_TILE + kh - 1, width + kw - 1), x.dtype)
             u, cv = np.empty((2, width - kw + 1), x.dtype)
             _foe_blocks(
-                x, v, self.taps, weights, nus, self.offsets, self.back, self.shape, self.kernel_shape, hessian,
-                out, sums, slopes, u, cv, lo, hi,
+                x, v, self.taps, weights, _positive(nus, x), self.offsets, self.back, self.shape, self.kernel_shape,
+                hessian, out, sums, slopes, u, cv, lo, hi,
             )  # fmt: skip
 
         run_blocks(task, self.blocks, self.work)
@@ -600,8 +605,8 @@ def foe_jacobian_t(
     def task(lo: int, hi: int) -> None:
         rows = np.empty((4, x.shape[2] - kw + 1), x.dtype)
         _foe_jacobian_t(
-            flat_x, flat_q, experts.taps, weights, nus, experts.offsets, experts.shape, experts.kernel_shape,
-            partial, rows, lo, hi,
+            flat_x, flat_q, experts.taps, weights, _positive(nus, x), experts.offsets, experts.shape,
+            experts.kernel_shape, partial, rows, lo, hi,
         )  # fmt: skip
 
     run_blocks(task, experts.blocks, 2 * experts.work)

@@ -33,6 +33,11 @@ def _adjoint(xp: Any, px: Array, py: Array) -> Array:
     return right + xp.concat([row, py[:, :-1, :]], axis=1) - py
 
 
+def _positive(xp: Any, nu: Any, like: Array) -> float:
+    """Smoothing whose square is a normal number."""
+    return max(float(nu), 1.01 * math.sqrt(float(xp.finfo(like.dtype).smallest_normal)))
+
+
 def _sizes(xp: Any, dx: Array, dy: Array, nu: float, isotropic: bool) -> tuple[Array, Array]:
     """What phi' divides the differences to the right, and down, by."""
     if isotropic:
@@ -46,6 +51,7 @@ def tv_gradient(
 ) -> tuple[float, float]:
     """Value and norm of the gradient, which is written to `out`."""
     xp = array_namespace(x)
+    nu = _positive(xp, nu, x)
     dx, dy = _differences(xp, x)
     sx, sy = _sizes(xp, dx, dy, nu, isotropic)
     wsx, wsy = w * sx, w * sy
@@ -58,13 +64,14 @@ def tv_gradient(
 def tv_hvp(x: Array, v: Array, w: float | Array, nu: float, isotropic: bool, out: Array) -> float:
     """Product of the Hessian at x with v, written to `out`; returns <v, H v>."""
     xp = array_namespace(x)
+    nu = _positive(xp, nu, x)
     (dx, dy), (ax, ay) = _differences(xp, x), _differences(xp, v)
     sx, sy = _sizes(xp, dx, dy, nu, isotropic)
     if isotropic:
         along = (dx * ax + dy * ay) / (sx * sx)
         ax, ay = (ax - dx * along) / sx, (ay - dy * along) / sx
     else:
-        ax, ay = nu * nu * ax / (sx * sx * sx), nu * nu * ay / (sy * sy * sy)
+        ax, ay = (nu / sx) ** 2 * ax / sx, (nu / sy) ** 2 * ay / sy
     out[...] = v + _adjoint(xp, w * ax, w * ay)
     return _total(xp, xp.astype(v, xp.float64) * xp.astype(out, xp.float64))
 
@@ -74,6 +81,7 @@ def tv_jacobian_t(
 ) -> tuple[float, float]:
     """<q, d grad / d log w> and <q, d grad / d log nu>; the former by pixel, summed over the batch, to `pixels`."""
     xp = array_namespace(x)
+    nu = _positive(xp, nu, x)
     (dx, dy), (ax, ay) = _differences(xp, x), _differences(xp, q)
     sx, sy = _sizes(xp, dx, dy, nu, isotropic)
     ax, ay = w * dx * ax / sx, w * dy * ay / sy
@@ -135,7 +143,7 @@ def foe_gradient(
     value = 0.5 * _square(xp, x - y)
     out[...] = x - y
     for k in range(filters.shape[0]):
-        weight, nu = float(weights[k]), float(nus[k])
+        weight, nu = float(weights[k]), _positive(xp, nus[k], x)
         u = _correlate(xp, x, filters, k)
         s = xp.sqrt(u * u + nu * nu)
         value += weight * _total(xp, s)
@@ -148,7 +156,7 @@ def foe_hvp(x: Array, v: Array, filters: Array, weights: Array, nus: Array, out:
     xp = array_namespace(x)
     out[...] = v
     for k in range(filters.shape[0]):
-        weight, nu = float(weights[k]), float(nus[k])
+        weight, nu = float(weights[k]), _positive(xp, nus[k], x)
         u = _correlate(xp, x, filters, k)
         s_sq = u * u + nu * nu
         _spread(out, weight * nu * nu * _correlate(xp, v, filters, k) / (s_sq * xp.sqrt(s_sq)), filters, k)
@@ -162,7 +170,7 @@ def foe_jacobian_t(
     xp = array_namespace(x)
     first, second, third = [], [], []
     for k in range(filters.shape[0]):
-        weight, nu = float(weights[k]), float(nus[k])
+        weight, nu = float(weights[k]), _positive(xp, nus[k], x)
         u, cq = _correlate(xp, x, filters, k), _correlate(xp, q, filters, k)
         s_sq = u * u + nu * nu
         slope = u / xp.sqrt(s_sq)
