@@ -20,7 +20,7 @@ def run_python(code):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["", ".arrays", ".costs", ".transport", ".recovery"])
+@pytest.mark.parametrize("name", ["", ".arrays", ".bilevel", ".costs", ".recovery", ".transport"])
 def test_import_loads_nothing_heavy(name):
     loaded = run_python(f"import ot_numba{name}, sys; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded == "[]"
