@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, device_of
+from ..arrays.progress import progress_bar
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 
@@ -492,11 +493,7 @@ def lvhba(
     x, y = constraints.project(x, y)
     theta = project_lower(y if theta is None else xp.asarray(theta, dtype=y.dtype, device=device_of(y)))
 
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=max_iter, desc="lvhba", unit="it")
+    bar = progress_bar(max_iter, "lvhba") if progress else None
     history: list[LVHBAProgress] = []
     status, halved, n_iter, safe = "max_iter", False, 0, (x, y, theta, lam, z)
     try:

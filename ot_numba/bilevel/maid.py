@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL
 from .hypergradient import BilevelProgress, BilevelResult, Callback, Run, Solved, finish, make_run
@@ -160,7 +161,7 @@ def maid(
     max_backtracks = check_int(max_backtracks, "max_backtracks", low=1)
     max_refinements = check_int(max_refinements, "max_refinements", low=0)
 
-    bar = _bar(progress, max_iter, "maid")
+    bar = progress_bar(max_iter, "maid") if progress else None
     theta = run.theta
     at = _start(run, theta, eps)
     history: list[BilevelProgress] = []
@@ -235,15 +236,6 @@ def maid(
         if bar is not None:
             bar.close()
     return finish("maid", run, theta, at, found, tol, status, history, on_fail)
-
-
-def _bar(progress: bool, total: int, name: str) -> Any:
-    """A progress bar, if one is wanted."""
-    if not progress:
-        return None
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=name, unit="it")
 
 
 def _stopped(callback: Callback | None, entry: BilevelProgress, theta: Array, x: Array) -> bool:
@@ -356,7 +348,7 @@ def hoag(
     if not low < high:
         raise ValueError(f"bounds must be increasing, got {bounds}")
 
-    bar = _bar(progress, max_iter, "hoag")
+    bar = progress_bar(max_iter, "hoag") if progress else None
     theta, old_theta = xp.clip(run.theta, low, high), None
     history: list[BilevelProgress] = []
     status, old_value, old_eps, length, L, shrink = "max_iter", math.inf, first, 0.0, math.nan, 1.0
