@@ -171,7 +171,10 @@ def finish(
 
 
 class SquaredErrorProblem:
-    r"""Upper level :math:`g(x) = \frac{1}{2B} \sum_b \|x_b - x_b^{true}\|^2` over B images, and what goes with it."""
+    r"""Upper level :math:`g(x) = \frac{1}{2B} \sum_b \|x_b - x_b^{true}\|^2` over B images, and what goes with it.
+
+    A lower level brings ``_form(theta)``, and the kernels ``_gradient`` and ``_hvp`` that take it.
+    """
 
     upper_convex = True
 
@@ -206,6 +209,25 @@ class SquaredErrorProblem:
     def upper_grad(self, x: Array, theta: Array | None = None) -> Array:
         """Its gradient in x."""
         return self.batch.give(self.L_g * (self.batch.take(x) - self._true))
+
+    def lower(self, x: Array, theta: Array) -> float:
+        """Objective of the lower level, summed over the images."""
+        x = self.batch.take(x)
+        return self._gradient(x, self.batch.data, *self._form(theta), self.batch.xp.empty_like(x))[0]
+
+    def lower_grad(self, x: Array, theta: Array) -> Array:
+        """Its gradient in x."""
+        x = self.batch.take(x)
+        out = self.batch.xp.empty_like(x)
+        self._gradient(x, self.batch.data, *self._form(theta), out)
+        return self.batch.give(out)
+
+    def lower_hvp(self, x: Array, theta: Array, v: Array) -> Array:
+        """Product of its Hessian in x with v."""
+        x, v = self.batch.take(x), self.batch.take(v)
+        out = self.batch.xp.empty_like(x)
+        self._hvp(x, v, *self._form(theta), out)
+        return self.batch.give(out)
 
     def mu(self, theta: Array | None = None) -> float:
         """Strong convexity of the lower level: 1."""

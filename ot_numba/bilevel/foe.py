@@ -202,6 +202,7 @@ class FoEDenoising(SquaredErrorProblem):
         #: number of parameters
         self.size = 1 + 2 * n_filters + math.prod(self.filter_shape)
         self._kernels = kernels_for(self.batch.xp, "stencils")
+        self._gradient, self._hvp = self._kernels.foe_gradient, self._kernels.foe_hvp
 
     def pack(self, filters: Any, *, weight: Any, smoothing: Any) -> np.ndarray:
         """Parameters of given filters, weights and smoothings, with the common factor of the weights 1."""
@@ -238,27 +239,6 @@ class FoEDenoising(SquaredErrorProblem):
         filters, weights, nus = self.read(theta)
         vectors = (xp.asarray(v, dtype=xp.float64, device=device) for v in (weights, nus))
         return Experts(xp.asarray(filters, dtype=dtype, device=device), *vectors)
-
-    def lower(self, x: Array, theta: Array) -> float:
-        """Objective of the lower level, summed over the images."""
-        x = self.batch.take(x)
-        return self._kernels.foe_gradient(
-            x, self.batch.data, *self._form(theta), self.batch.xp.empty_like(x)
-        )[0]
-
-    def lower_grad(self, x: Array, theta: Array) -> Array:
-        """Its gradient in x."""
-        x = self.batch.take(x)
-        out = self.batch.xp.empty_like(x)
-        self._kernels.foe_gradient(x, self.batch.data, *self._form(theta), out)
-        return self.batch.give(out)
-
-    def lower_hvp(self, x: Array, theta: Array, v: Array) -> Array:
-        """Product of its Hessian in x with v."""
-        x, v = self.batch.take(x), self.batch.take(v)
-        out = self.batch.xp.empty_like(x)
-        self._kernels.foe_hvp(x, v, *self._form(theta), out)
-        return self.batch.give(out)
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product of q with the derivative of the gradient in theta, (p,), float64."""
@@ -308,10 +288,10 @@ class FoEDenoising(SquaredErrorProblem):
         for k in range(self.filter_shape[0]):
             one = slice(k, k + 1)
             expert = (filters[one, ...], weights[one], nus[one])
-            self._kernels.foe_gradient(x, x, *expert, column)
+            self._gradient(x, x, *expert, column)
             total += column
             square += self._size(column) ** 2
-            self._kernels.foe_hvp(x, x, *expert, column)
+            self._hvp(x, x, *expert, column)
             column -= x
             square += self._size(column) ** 2
         filters, weights, nus = self.read(theta)

@@ -173,6 +173,7 @@ class TVDenoising(SquaredErrorProblem):
         self.size = height * width + 1 if per_pixel else 2
         self.norm_sq = differences_norm_sq(height, width)
         self._kernels = kernels_for(self.batch.xp, "stencils")
+        self._gradient, self._hvp = self._kernels.tv_gradient, self._kernels.tv_hvp
 
     def read(self, theta: Any) -> tuple[Any, float]:
         """Weight (a number, or an array of the shape of an image) and smoothing of theta."""
@@ -194,27 +195,6 @@ class TVDenoising(SquaredErrorProblem):
 
     def _largest(self, w: Any) -> float:
         return float(self.batch.xp.max(w)) if self.per_pixel else w
-
-    def lower(self, x: Array, theta: Array) -> float:
-        """Objective of the lower level, summed over the images."""
-        x = self.batch.take(x)
-        return self._kernels.tv_gradient(
-            x, self.batch.data, *self._form(theta), self.batch.xp.empty_like(x)
-        )[0]
-
-    def lower_grad(self, x: Array, theta: Array) -> Array:
-        """Its gradient in x."""
-        x = self.batch.take(x)
-        out = self.batch.xp.empty_like(x)
-        self._kernels.tv_gradient(x, self.batch.data, *self._form(theta), out)
-        return self.batch.give(out)
-
-    def lower_hvp(self, x: Array, theta: Array, v: Array) -> Array:
-        """Product of its Hessian in x with v."""
-        x, v = self.batch.take(x), self.batch.take(v)
-        out = self.batch.xp.empty_like(x)
-        self._kernels.tv_hvp(x, v, *self._form(theta), out)
-        return self.batch.give(out)
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product of q with the derivative of the gradient in theta, (p,), float64."""
@@ -260,8 +240,8 @@ class TVDenoising(SquaredErrorProblem):
                 slope * math.sqrt(self.batch.images[0]), columns
             )
         first, second = xp.empty_like(x), xp.empty_like(x)
-        self._kernels.tv_gradient(x, x, *form, first)
-        self._kernels.tv_hvp(x, x, *form, second)
+        self._gradient(x, x, *form, first)
+        self._hvp(x, x, *form, second)
         second -= x  # w D' (phi'' D x), and phi'' d = d nu**2 / s**3 also where isotropic
         first, second = (xp.astype(column, xp.float64) for column in (first, second))
         a, b, c = (float(xp.sum(u * v)) for u, v in ((first, first), (first, second), (second, second)))

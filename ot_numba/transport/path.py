@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..costs import CostMatrix
 from .problem import Problem
 from .result import TransportResult
-from .solver import SHORT_RANGE, Solver, Watch
+from .solver import Solver, Watch, is_short
 from .sparse_newton import PER_ROW, SparseNewton
 from .sweeps import AbsorbedSweep, LogSweep
 from .truncated_newton import TruncatedNewton
@@ -104,7 +104,7 @@ class PathSolver(Solver):
                     status = self._sparse(sweep)
                     continue
                 goal = self.goal if last else max(STAGE_ERROR, self.tol)
-                if last and self._is_easy():
+                if last and is_short(self.problem):
                     sweep, status = self._plain(sweep)
                     if status != "slow":
                         continue
@@ -119,11 +119,6 @@ class PathSolver(Solver):
             if self.bar is not None:
                 self.bar.close()
         return self.report(sweep, status)
-
-    def _is_easy(self) -> bool:
-        """Whether plain iterations may do: the range of the cost is a small multiple of reg."""
-        low, high = self.problem.cost.bounds()
-        return high - low <= SHORT_RANGE * self.problem.reg
 
     def _plain(self, sweep: LogSweep) -> tuple[LogSweep, str]:
         """Plain iterations while few are due, on a stored kernel if there is room; the status, "slow" otherwise."""

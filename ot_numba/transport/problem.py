@@ -220,6 +220,23 @@ def check_potentials(f: Any, g: Any, problem: Problem) -> tuple[Array, Array]:
     return out[0], out[1]
 
 
+def check_pair(init: Any, earlier: str) -> tuple[Any, Any]:
+    """Potentials that a user passed as `init`, where it is not an earlier result."""
+    if not isinstance(init, (tuple, list)) or len(init) != 2:
+        raise TypeError(f"init must be {earlier} or a pair (f, g), got {type(init).__name__}")
+    return init[0], init[1]
+
+
+def check_vectors(v: Any, name: str, problem: Problem, size: int) -> Array:
+    """One vector with so many entries, or several as columns, like the cost."""
+    cost = problem.cost
+    array_namespace(cost_sample(cost), v)
+    v = as_float_array(v, name, ndim=(1, 2), xp=cost.xp, dtype=cost.dtype, device=cost.device)
+    if v.shape[0] != size:
+        raise ValueError(f"{name} must have {size} rows, got shape {tuple(v.shape)}")
+    return v
+
+
 def _total(xp: Any, weights: Array) -> float:
     return float(xp.sum(xp.astype(weights, xp.float64)))
 

@@ -13,7 +13,7 @@ from ..costs import Grid, PointCloud
 from ..costs.gibbs import GibbsKernel
 from ..kernels.contract import HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS
 from .objective import objectives
-from .problem import Problem
+from .problem import Problem, check_vectors
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -149,7 +149,7 @@ class TransportResult:
         [0.5, 0.5]
         """
         size = self.problem.cost.shape[0 if transpose else 1]
-        v = self._values(v, "v", size)
+        v = check_vectors(v, "v", self.problem, size)
         V = v[:, None] if v.ndim == 1 else v
         forward, backward = self.gibbs.products(*self.bits, **({"U": V} if transpose else {"V": V}))
         out = self.problem.xp.astype(backward if transpose else forward, self.problem.cost.dtype)
@@ -184,7 +184,7 @@ class TransportResult:
         >>> ot_numba.sinkhorn(C, reg=0.01).project().round(3).tolist()
         [[0.1], [1.1]]
         """
-        y = self._target_points("y") if y is None else self._values(y, "y", self.problem.cost.shape[1])
+        y = self._target_points("y") if y is None else check_vectors(y, "y", self.problem, self.problem.cost.shape[1])
         return self._conditional_mean(self.gibbs, y)
 
     def map(self, new_points: Any, y: Any = None) -> Array:
@@ -233,7 +233,7 @@ class TransportResult:
         )
         if x.shape[1] != cost.x.shape[1]:
             raise ValueError(f"new_points must have dimension {cost.x.shape[1]}, got {x.shape[1]}")
-        y = cost.y if y is None else self._values(y, "y", cost.shape[1])
+        y = cost.y if y is None else check_vectors(y, "y", self.problem, cost.shape[1])
         return self._conditional_mean(PointCloud(x, cost.y, cost.metric).gibbs(self.reg), y)
 
     def sparse_plan(
@@ -366,14 +366,6 @@ class TransportResult:
             axes = self.problem.xp.meshgrid(*cost.y, indexing="ij")
             return self.problem.xp.stack([self.problem.xp.reshape(axis, (-1,)) for axis in axes], axis=1)
         raise ValueError(f"{name} must be given: a {type(cost).__name__} has no target points")
-
-    def _values(self, v: Any, name: str, size: int) -> Array:
-        cost = self.problem.cost
-        array_namespace(self.f, v)
-        v = as_float_array(v, name, ndim=(1, 2), xp=self.problem.xp, dtype=cost.dtype, device=cost.device)
-        if v.shape[0] != size:
-            raise ValueError(f"{name} must have {size} rows, got shape {tuple(v.shape)}")
-        return v
 
 
 def make_result(

@@ -11,6 +11,7 @@ from ..arrays.namespaces import array_namespace
 from ..arrays.validation import as_float_array, check_balanced, check_weights
 from ..costs import Cost
 from ..costs.gibbs import TILE_ENTRIES
+from .problem import check_vectors
 from .result import TransportResult
 
 Array = Any
@@ -222,7 +223,7 @@ class RoundedPlan:
         """
         result = self.result
         xp = result.problem.xp
-        v = result._values(v, "v", result.problem.cost.shape[0 if transpose else 1])
+        v = check_vectors(v, "v", result.problem, result.problem.cost.shape[0 if transpose else 1])
         V = v[:, None] if v.ndim == 1 else v
         forward, backward = result.gibbs.products(*self._bits, **({"U": V} if transpose else {"V": V}))
         left, right = self._rank_one[::-1] if transpose else self._rank_one

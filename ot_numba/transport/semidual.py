@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace
-from ..arrays.validation import as_float_array, check_choice, dtype_name
+from ..arrays.validation import check_choice, dtype_name
 from ..costs.gibbs import GibbsKernel
 from .objective import pair
-from .problem import REGULARIZERS, Problem, check_potentials, check_unbalanced, cost_sample, make_problem
+from .problem import REGULARIZERS, Problem, check_potentials, check_unbalanced, check_vectors, make_problem
 from .sparse_duals import SPARSE_REGULARIZERS, check_cardinality, make_sparse_dual, refuse_no_regularization
 
 Array = Any
@@ -191,7 +190,7 @@ def semidual_hessian_vector(
     _refuse_hessian(regularizer)
     problem, gibbs, g = _semidual_problem(g, C, a, b, reg, regularizer)
     xp, a = problem.xp, problem.a
-    v = _check_vectors(v, "v", problem, problem.cost.shape[1])
+    v = check_vectors(v, "v", problem, problem.cost.shape[1])
     V = _columns(v)
     F, G, _ = rows_solved(problem, gibbs, g)
     PV, c = gibbs.products(F, G, V=V, U=xp.ones_like(F)[:, None])
@@ -385,7 +384,7 @@ def dual_hessian_vector(
     problem, gibbs, f, g, F, G = _dual_problem(f, g, C, a, b, reg, regularizer, unbalanced)
     xp = problem.xp
     u, v = (
-        _check_vectors(w, name, problem, n)
+        check_vectors(w, name, problem, n)
         for w, name, n in zip((u, v), "uv", problem.cost.shape, strict=True)
     )
     if u.shape[1:] != v.shape[1:]:
@@ -503,16 +502,6 @@ def _power2(xp: Any, bits: Array) -> Array:
 
 def _limit(problem: Problem) -> float:
     return LIMIT[dtype_name(problem.cost.dtype)]
-
-
-def _check_vectors(v: Any, name: str, problem: Problem, size: int) -> Array:
-    """One vector, or several as columns, like the cost."""
-    cost = problem.cost
-    array_namespace(cost_sample(cost), v)
-    v = as_float_array(v, name, ndim=(1, 2), xp=cost.xp, dtype=cost.dtype, device=cost.device)
-    if v.shape[0] != size:
-        raise ValueError(f"{name} must have {size} rows, got shape {tuple(v.shape)}")
-    return v
 
 
 def _columns(v: Array) -> Array:

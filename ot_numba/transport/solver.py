@@ -14,7 +14,7 @@ from ..arrays.validation import check_choice, check_real, dtype_name
 from ..costs import CostMatrix, Grid
 from .acceleration import Relaxation
 from .objective import marginal_residual, pair
-from .problem import Problem, check_potentials
+from .problem import Problem, check_pair, check_potentials
 from .result import Progress, TransportResult, make_result
 from .sweeps import LogSweep
 
@@ -64,11 +64,17 @@ def check_schedule(reg_schedule: Any, reg: float, automatic: Callable[[], list[f
     return [value for value in dict.fromkeys(stages) if value > reg]
 
 
+def is_short(problem: Problem) -> bool:
+    """Whether the range of the cost is a small multiple of reg, so that no path to it is needed."""
+    low, high = problem.cost.bounds()
+    return high - low <= SHORT_RANGE * problem.reg
+
+
 def automatic_schedule(problem: Problem, ratio: float) -> list[float]:
     """Regularisations that fall by factors of `ratio`; none where the range of the cost is short."""
     low, high = problem.cost.bounds()
     first, reg = FIRST_STAGE * (high - low), problem.reg
-    count = 0 if high - low <= SHORT_RANGE * reg else math.ceil(math.log(first / reg, ratio) - 1e-9)
+    count = 0 if is_short(problem) else math.ceil(math.log(first / reg, ratio) - 1e-9)
     return [first / ratio**i for i in range(count)]
 
 
@@ -76,14 +82,8 @@ def check_start(init: Any, problem: Problem) -> tuple[Array, Array] | None:
     """Potentials to start from on the positive weights."""
     if init is None:
         return None
-    f, g = (init.f, init.g) if isinstance(init, TransportResult) else _pair(init)
+    f, g = (init.f, init.g) if isinstance(init, TransportResult) else check_pair(init, "a TransportResult")
     return problem.restrict(*check_potentials(f, g, problem))
-
-
-def _pair(init: Any) -> tuple[Any, Any]:
-    if not isinstance(init, (tuple, list)) or len(init) != 2:
-        raise TypeError(f"init must be a TransportResult or a pair (f, g), got {type(init).__name__}")
-    return init[0], init[1]
 
 
 class Solver:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace, device_of, is_numpy, library_name, to_numpy
-from ..arrays.validation import as_float_array
+from ..arrays.namespaces import device_of, is_numpy, library_name, to_numpy
 from ..costs import PointCloud
 from ..costs.gibbs import TILE_ENTRIES
 from .objective import pair
-from .problem import Problem, check_potentials, make_problem
+from .problem import Problem, check_pair, check_potentials, check_vectors, make_problem
 from .projections import ksupport_norm_sq
 from .sparse_duals import SparseDual
 
@@ -82,7 +81,7 @@ class SparseModel:
         if init is None:
             f, g = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
         else:
-            f, g = (init.f, init.g) if hasattr(init, "f") else check_pair(init)
+            f, g = (init.f, init.g) if hasattr(init, "f") else check_pair(init, "an earlier result")
             f, g = check_potentials(f, g, problem)
         f, g = (xp.astype(v, xp.float64) for v in problem.restrict(f, g))
         return (f, g) if self.axis == 1 else (g, f)
@@ -90,13 +89,6 @@ class SparseModel:
     def orient(self, F: Array, G: Array) -> tuple[Array, Array]:
         """Potentials f, g of the positive weights from those of the rows and the columns of `native`."""
         return (F, G) if self.axis == 1 else (G, F)
-
-
-def check_pair(init: Any) -> tuple[Any, Any]:
-    """Potentials that a user passed as `init`."""
-    if not isinstance(init, (tuple, list)) or len(init) != 2:
-        raise TypeError(f"init must be an earlier result or a pair (f, g), got {type(init).__name__}")
-    return init[0], init[1]
 
 
 @dataclass(frozen=True, repr=False)
@@ -254,7 +246,7 @@ class SparseTransportResult:
         >>> ot_numba.quadratic_ot([[0.0, 1.0], [1.0, 0.0]], reg=0.1).apply([1.0, 3.0]).tolist()
         [0.5, 1.5]
         """
-        v = self._values(v, "v", self.problem.cost.shape[0 if transpose else 1])
+        v = check_vectors(v, "v", self.problem, self.problem.cost.shape[0 if transpose else 1])
         P = self.csr.T if transpose else self.csr
         return self.problem.xp.asarray(P @ to_numpy(v), device=self.problem.cost.device)
 
@@ -286,19 +278,11 @@ class SparseTransportResult:
         cost = self.problem.cost
         if y is None and not isinstance(cost, PointCloud):
             raise ValueError(f"y must be given: a {type(cost).__name__} has no target points")
-        y = to_numpy(cost.y if y is None else self._values(y, "y", cost.shape[1]))
+        y = to_numpy(cost.y if y is None else check_vectors(y, "y", self.problem, cost.shape[1]))
         sums = self.csr.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             out = ((self.csr @ y).T / sums).T.astype(self.csr.dtype)
         return self.problem.xp.asarray(out, device=cost.device)
-
-    def _values(self, v: Any, name: str, size: int) -> Array:
-        cost = self.problem.cost
-        array_namespace(self.f, v)
-        v = as_float_array(v, name, ndim=(1, 2), xp=self.problem.xp, dtype=cost.dtype, device=cost.device)
-        if v.shape[0] != size:
-            raise ValueError(f"{name} must have {size} rows, got shape {tuple(v.shape)}")
-        return v
 
 
 class SparseReport:
