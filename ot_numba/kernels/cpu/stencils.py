@@ -54,75 +54,75 @@ def _rsqrt(context, q):
 
 
 @helper
-def _flux_rows(x, below, w, nu_sq, isotropic, px, py):
-    """``w phi'`` of the differences to the right, and down, of one row; returns the sums of ``w phi``."""
-    last = x.shape[0] - 1
-    across, down = 0.0, 0.0
-    if isotropic:
-        for j in range(last):
-            dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            q = dx * dx + dy * dy + nu_sq
-            r = w[j] * _rsqrt(q)
-            px[j] = r * dx
-            py[j] = r * dy
-            across += np.float64(q * r)
-    else:
-        for j in range(last):
-            dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            qx, qy = dx * dx + nu_sq, dy * dy + nu_sq
-            rx, ry = w[j] * _rsqrt(qx), w[j] * _rsqrt(qy)
-            px[j] = rx * dx
-            py[j] = ry * dy
-            across += np.float64(qx * rx)
-            down += np.float64(qy * ry)
-    dy = below[last] - x[last]
-    q = dy * dy + nu_sq
-    r = w[last] * _rsqrt(q)
-    px[last] = 0
-    py[last] = r * dy
-    return across, down + np.float64(q * r)
+def _extend(row, out):
+    """`row` with its last entry once more: loops over all columns leave no rest where widths are powers of 2."""
+    n = row.shape[0]
+    for j in range(n):
+        out[j] = row[j]
+    out[n] = row[n - 1]
 
 
 @helper
-def _curved_rows(x, below, v, v_below, w, nu_sq, isotropic, r, px, py):
-    """``w phi''`` of the differences of x, applied to those of v, of one row; r is scratch."""
-    last = x.shape[0] - 1
+def _flux_rows(x, below, w, nu_sq, isotropic, px, py):
+    """``w phi'`` of the differences to the right, from px[1] on, and down, of one row; the sums of ``w phi``."""
+    n = w.shape[0]
+    across, down = 0.0, 0.0
     if isotropic:
-        for j in range(last):
+        for j in range(n):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
-            r[j] = _rsqrt(dx * dx + dy * dy + nu_sq)
-        for j in range(last):
-            dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
-            px[j] = w[j] * r[j] * (ax - dx * r[j] * r[j] * (dx * ax + dy * ay))
-        for j in range(last):
-            dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
-            py[j] = w[j] * r[j] * (ay - dy * r[j] * r[j] * (dx * ax + dy * ay))
+            q = dx * dx + dy * dy + nu_sq
+            r = w[j] * _rsqrt(q)
+            px[j + 1] = r * dx
+            py[j] = r * dy
+            across += np.float64(q * r)
+        dy = below[n - 1] - x[n - 1]  # the last column has no neighbour: it counts as a difference down
+        down = np.float64(w[n - 1] * np.sqrt(dy * dy + nu_sq))
+        across -= down
     else:
-        for j in range(last):
+        for j in range(n):
+            dx, dy = x[j + 1] - x[j], below[j] - x[j]
+            qx, qy = dx * dx + nu_sq, dy * dy + nu_sq
+            rx, ry = w[j] * _rsqrt(qx), w[j] * _rsqrt(qy)
+            px[j + 1] = rx * dx
+            py[j] = ry * dy
+            across += np.float64(qx * rx)
+            down += np.float64(qy * ry)
+        across -= np.float64(w[n - 1] * np.sqrt(nu_sq))
+    return across, down
+
+
+@helper
+def _curved_rows(x, below, v, v_below, w, nu_sq, isotropic, r, along, px, py):
+    """``w phi''`` of the differences of x, applied to those of v, of one row, as `_flux_rows`; r, along: scratch."""
+    n = w.shape[0]
+    if isotropic:
+        for j in range(n):
+            dx, dy, ax, ay = x[j + 1] - x[j], below[j] - x[j], v[j + 1] - v[j], v_below[j] - v[j]
+            s = _rsqrt(dx * dx + dy * dy + nu_sq)
+            r[j] = s
+            along[j] = s * s * (dx * ax + dy * ay)
+        for j in range(n):
+            px[j + 1] = w[j] * r[j] * (v[j + 1] - v[j] - (x[j + 1] - x[j]) * along[j])
+        for j in range(n):
+            py[j] = w[j] * r[j] * (v_below[j] - v[j] - (below[j] - x[j]) * along[j])
+    else:
+        for j in range(n):
             dx = x[j + 1] - x[j]
             s = _rsqrt(dx * dx + nu_sq)
-            px[j] = w[j] * s * (nu_sq * s * s) * (v[j + 1] - v[j])
-        for j in range(last):
+            px[j + 1] = w[j] * s * (nu_sq * s * s) * (v[j + 1] - v[j])
+        for j in range(n):
             dy = below[j] - x[j]
             s = _rsqrt(dy * dy + nu_sq)
             py[j] = w[j] * s * (nu_sq * s * s) * (v_below[j] - v[j])
-    dy = below[last] - x[last]
-    s = _rsqrt(dy * dy + nu_sq)
-    px[last] = 0
-    py[last] = w[last] * s * (nu_sq * s * s) * (v_below[last] - v[last])
 
 
 @helper
 def _fidelity(x, y, px, py, above, out):
     """``out = x - y + D' p`` of one row; returns the sum of squares of it and of x - y."""
     norm_sq, distance_sq = 0.0, 0.0
-    e = x[0] - y[0]
-    out[0] = e - px[0] - py[0] + above[0]
-    norm_sq += np.float64(out[0]) * np.float64(out[0])
-    distance_sq += np.float64(e) * np.float64(e)
-    for j in range(1, x.shape[0]):
+    for j in range(y.shape[0]):
         e = x[j] - y[j]
-        g = e + px[j - 1] - px[j] - py[j] + above[j]
+        g = e + px[j] - px[j + 1] - py[j] + above[j]
         out[j] = g
         norm_sq += np.float64(g) * np.float64(g)
         distance_sq += np.float64(e) * np.float64(e)
@@ -132,10 +132,9 @@ def _fidelity(x, y, px, py, above, out):
 @helper
 def _identity(v, px, py, above, out):
     """``out = v + D' p`` of one row; returns <v, out>."""
-    out[0] = v[0] - px[0] - py[0] + above[0]
-    energy = np.float64(v[0]) * np.float64(out[0])
-    for j in range(1, v.shape[0]):
-        h = v[j] + px[j - 1] - px[j] - py[j] + above[j]
+    energy = 0.0
+    for j in range(v.shape[0]):
+        h = v[j] + px[j] - px[j + 1] - py[j] + above[j]
         out[j] = h
         energy += np.float64(v[j]) * np.float64(h)
     return energy
@@ -144,7 +143,7 @@ def _identity(v, px, py, above, out):
 @helper
 def _move(z, g, step, momentum, x, x_out, z_out):
     """``x_out = z - step g`` and ``z_out = x_out + momentum (x_out - x)`` of one row."""
-    for j in range(z.shape[0]):
+    for j in range(x.shape[0]):
         new = z[j] - step * g[j]
         z_out[j] = new + momentum * (new - x[j])
         x_out[j] = new
@@ -153,7 +152,8 @@ def _move(z, g, step, momentum, x, x_out, z_out):
 @kernel
 def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
     nu_sq = x.dtype.type(nu * nu)
-    px = buffer[0]
+    px, own = buffer[0], buffer[3]
+    px[0] = 0
     for row in range(lo - 1 if lo % height else lo, hi):
         i = row % height
         has_below = i + 1 < height
@@ -162,9 +162,10 @@ def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
         py, above = buffer[1 + i % 2], buffer[2 - i % 2]
         if i == 0:
             above[:] = 0
-        across, down = _flux_rows(x[row], below, w_row, nu_sq, isotropic, px, py)
+        _extend(x[row], own)
+        across, down = _flux_rows(own, below, w_row, nu_sq, isotropic, px, py)
         if row >= lo:
-            norm_sq, distance_sq = _fidelity(x[row], y[row], px, py, above, out[row])
+            norm_sq, distance_sq = _fidelity(own, y[row], px, py, above, out[row])
             sums[0, row] = 0.5 * distance_sq + across + (down if has_below else 0.0)
             sums[1, row] = norm_sq
 
@@ -173,12 +174,15 @@ def _tv_gradient(x, y, w, nu, isotropic, height, out, sums, buffer, lo, hi):
 def _tv_steps(x, z, y, w, nu, isotropic, height, step, momentum, x_out, z_out, sums, buffer, lo, hi):
     """As many steps as `sums` has rows, for image rows lo:hi, in one pass over memory.
 
-    Step s works s rows above step 0, on what the step before left in `buffer` (steps, 9, W): x and z of three rows
-    each, two rows of flux down, and one more. Rows outside lo:hi that later steps look at are computed here as well.
+    Step s works s rows above step 0, on what the step before left in `buffer` (steps + 1, 9, > W): x and z of three
+    rows each, two rows of flux down, and one across. Rows outside lo:hi that later steps look at are computed here as
+    well.
     """
     real = x.dtype.type
     nu_sq, step, momentum = real(nu * nu), real(step), real(momentum)
     count, width = sums.shape[0], x.shape[1]
+    buffer[:, 8, 0] = 0
+    g, start = buffer[count, 0], buffer[count, 1]
     first, end = lo // height * height, (hi + height - 1) // height * height
     for front in range(max(first, lo - count), min(end, hi + count - 1) + count - 1):
         for s in range(count):
@@ -190,38 +194,42 @@ def _tv_steps(x, z, y, w, nu, isotropic, height, step, momentum, x_out, z_out, s
             below = row + 1 if i + 1 < height else row
             own = buffer[s]
             if s == 0:
-                z_row, z_below, x_row = z[row], z[below], x[row]
+                _extend(z[row], start)
+                z_row, z_below, x_row = start, z[below], x[row]
             else:
-                z_row, z_below, x_row = own[row % 3][:width], own[below % 3], own[3 + row % 3]
+                z_row, z_below, x_row = own[row % 3], own[below % 3], own[3 + row % 3][:width]
             px, py, above = own[8], own[6 + i % 2], own[7 - i % 2]
             if i == 0:
                 above[:] = 0
             _flux_rows(z_row, z_below, w[i if w.shape[0] > 1 else 0], nu_sq, isotropic, px, py)
             if row < max(first, lo - ahead):
                 continue
-            g = buffer[count, 0]
             norm_sq, _ = _fidelity(z_row, y[row], px, py, above, g)
             if lo <= row < hi:
                 sums[s, row] = norm_sq
             if ahead == 0:
                 _move(z_row, g, step, momentum, x_row, x_out[row], z_out[row])
             else:
-                after = buffer[s + 1]
-                _move(z_row, g, step, momentum, x_row, after[3 + row % 3], after[row % 3])
+                following = buffer[s + 1, row % 3]
+                _move(z_row, g, step, momentum, x_row, buffer[s + 1, 3 + row % 3], following)
+                following[width] = following[width - 1]
 
 
 @kernel
 def _tv_hvp(x, v, w, nu, isotropic, height, out, sums, buffer, lo, hi):
     nu_sq = x.dtype.type(nu * nu)
-    px, r = buffer[0], buffer[3]
+    px, r, along, x_row, v_row = buffer[0], buffer[3], buffer[4], buffer[5], buffer[6]
+    px[0] = 0
     for row in range(lo - 1 if lo % height else lo, hi):
         i = row % height
         other = row + 1 if i + 1 < height else row
         py, above = buffer[1 + i % 2], buffer[2 - i % 2]
         if i == 0:
             above[:] = 0
+        _extend(x[row], x_row)
+        _extend(v[row], v_row)
         w_row = w[i if w.shape[0] > 1 else 0]
-        _curved_rows(x[row], x[other], v[row], v[other], w_row, nu_sq, isotropic, r, px, py)
+        _curved_rows(x_row, x[other], v_row, v[other], w_row, nu_sq, isotropic, r, along, px, py)
         if row >= lo:
             sums[row] = _identity(v[row], px, py, above, out[row])
 
@@ -229,38 +237,34 @@ def _tv_hvp(x, v, w, nu, isotropic, height, out, sums, buffer, lo, hi):
 @helper
 def _sensitivity(x, below, q, q_below, nu_sq, isotropic, along, across):
     """``phi' . D q`` and ``nu d phi' / d nu . D q``, negative, added to two rows."""
-    last = x.shape[0] - 1
     if isotropic:
-        for j in range(last):
+        for j in range(below.shape[0]):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
             r = _rsqrt(dx * dx + dy * dy + nu_sq)
             a = (dx * (q[j + 1] - q[j]) + dy * (q_below[j] - q[j])) * r
             along[j] += a
             across[j] += nu_sq * r * r * a
     else:
-        for j in range(last):
+        for j in range(below.shape[0]):
             dx, dy = x[j + 1] - x[j], below[j] - x[j]
             rx, ry = _rsqrt(dx * dx + nu_sq), _rsqrt(dy * dy + nu_sq)
             a, b = dx * (q[j + 1] - q[j]) * rx, dy * (q_below[j] - q[j]) * ry
             along[j] += a + b
             across[j] += nu_sq * (rx * rx * a + ry * ry * b)
-    dy = below[last] - x[last]
-    r = _rsqrt(dy * dy + nu_sq)
-    a = dy * (q_below[last] - q[last]) * r
-    along[last] += a
-    across[last] += nu_sq * r * r * a
 
 
 @kernel
 def _tv_jacobian_t(x, q, w, nu, isotropic, height, pixels, sums, buffer, lo, hi):
     nu_sq = x.dtype.type(nu * nu)
-    along, across = buffer[0], buffer[1]
+    along, across, x_row, q_row = buffer[0], buffer[1], buffer[2], buffer[3]
     for i in range(lo, hi):
         along[:] = 0
         across[:] = 0
         for row in range(i, x.shape[0], height):
             other = row + 1 if i + 1 < height else row
-            _sensitivity(x[row], x[other], q[row], q[other], nu_sq, isotropic, along, across)
+            _extend(x[row], x_row)
+            _extend(q[row], q_row)
+            _sensitivity(x_row, x[other], q_row, q[other], nu_sq, isotropic, along, across)
         w_row = w[i if w.shape[0] > 1 else 0]
         weight, smoothing = 0.0, 0.0
         for j in range(x.shape[1]):
@@ -301,7 +305,7 @@ def tv_gradient(
     w, sums = _weights(w, x), np.empty((2, x.shape[0] * height))
 
     def task(lo: int, hi: int) -> None:
-        buffer = _buffer(3, x)
+        buffer = _buffer(4, x)
         _tv_gradient(_rows(x), _rows(y), w, _positive(nu, x), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
     run_blocks(task, sums.shape[1], x.nbytes / 4)
@@ -317,7 +321,7 @@ def tv_hvp(
     w, sums = _weights(w, x), np.empty(x.shape[0] * height)
 
     def task(lo: int, hi: int) -> None:
-        buffer = _buffer(4, x)
+        buffer = _buffer(7, x)
         _tv_hvp(_rows(x), _rows(v), w, _positive(nu, x), isotropic, height, _rows(out), sums, buffer, lo, hi)
 
     run_blocks(task, sums.shape[0], x.nbytes / 4)
@@ -338,7 +342,7 @@ def tv_jacobian_t(
     target = np.empty((0, width), x.dtype) if pixels is None else pixels
 
     def task(lo: int, hi: int) -> None:
-        buffer = _buffer(2, x)
+        buffer = _buffer(4, x)
         _tv_jacobian_t(_rows(x), _rows(q), w, _positive(nu, x), isotropic, height, target, sums, buffer, lo, hi)
 
     run_blocks(task, height, x.nbytes / 4)
