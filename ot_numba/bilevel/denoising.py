@@ -64,13 +64,20 @@ class Batch:
         self.dtype = common_dtype(y, *more)
         y = as_float_array(y, name, ndim=(2, 3) if batch else (1, 2), xp=self.xp, dtype=self.dtype)
         largest = float(self.xp.max(self.xp.abs(y)))
-        if largest > 0.1 * math.sqrt(float(self.xp.finfo(self.dtype).max)):
-            raise ValueError(f"{name} has entries of size {largest:g}, whose squares overflow: rescale it")
+        self.check_squares(name, largest, largest or math.inf)
         self.shape, self.device = tuple(y.shape), device_of(y)
         parts = self.shape if batch else (1, *self.shape)
         self.images = (parts[0], 1, parts[1]) if len(parts) == 2 else parts
         self.image_shape = self.shape[1:] if batch else self.shape
         self.data = self.xp.reshape(y, self.images)
+
+    def check_squares(self, name: str, largest: float, smallest: float = math.inf) -> None:
+        """Refuse numbers whose squares are beyond those of the dtype."""
+        info = self.xp.finfo(self.dtype)
+        if largest > 0.1 * math.sqrt(float(info.max)):
+            raise ValueError(f"{name} has entries of size {largest:g}, whose squares overflow: rescale it")
+        if smallest < 10 * math.sqrt(float(info.smallest_normal)):
+            raise ValueError(f"{name} has entries of size {smallest:g}, whose squares underflow: rescale it")
 
     def check(self, x: Any, name: str) -> Array:
         """Images from a user that must be like the data."""

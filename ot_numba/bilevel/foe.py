@@ -184,6 +184,8 @@ def _check_experts(data: Batch, filters: Any, weight: Any, smoothing: Any) -> Ex
         raise ValueError(f"weight must not be negative, got {float(xp.min(vectors[0]))}")
     if not float(xp.min(vectors[1])) > 0:
         raise ValueError(f"smoothing must be > 0, got {float(xp.min(vectors[1]))}")
+    data.check_squares("weight", float(xp.max(vectors[0])))
+    data.check_squares("smoothing", float(xp.max(vectors[1])), float(xp.min(vectors[1])))
     return Experts(filters, *vectors)
 
 

@@ -116,6 +116,8 @@ def denoise_tv(
     _, height, width = data.images
     w, largest = _check_weight(weight, data)
     nu = check_real(smoothing, "smoothing", low=0, low_open=True, high=math.inf, high_open=True)
+    data.check_squares("weight", largest)
+    data.check_squares("smoothing", nu, nu)
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=1)
     start = data.data if init is None else data.check(init, "init")

@@ -164,6 +164,8 @@ def test_certificate(dtype):
         ({"weight": [-1.0]}, "weight must not be negative"),
         ({"weight": [1.0, 1.0]}, r"weight must be a number or have shape \(1,\)"),
         ({"smoothing": 0.0}, "smoothing must be > 0"),
+        ({"weight": 1e300}, "weight has entries of size 1e.*overflow"),
+        ({"smoothing": 1e-300}, "smoothing has entries of size 1e-300.*underflow"),
         ({"y": [1.0, np.inf, 1.0]}, "y has inf"),
     ],
 )

@@ -226,7 +226,11 @@ def test_kinds_of_input(y):
     [
         ({"y": [1.0, np.nan]}, ValueError, "y has NaN"),
         ({"y": 1.0}, ValueError, "y must have 1 or 2"),
-        ({"y": [1e200, 0.0]}, ValueError, "y has entries of size 1e"),
+        ({"y": [1e200, 0.0]}, ValueError, "y has entries of size 1e.*overflow"),
+        ({"y": [1e-200, 0.0]}, ValueError, "y has entries of size 1e-200.*underflow"),
+        ({"weight": 1e300}, ValueError, "weight has entries of size 1e.*overflow"),
+        ({"smoothing": 1e300}, ValueError, "smoothing has entries of size 1e.*overflow"),
+        ({"smoothing": 1e-300}, ValueError, "smoothing has entries of size 1e-300.*underflow"),
         ({"weight": -1}, ValueError, "weight must be >= 0"),
         ({"weight": [1.0, 1.0, 1.0]}, ValueError, r"shape \(2,\)"),
         ({"weight": [1.0, -1.0]}, ValueError, "weight must not be negative"),
