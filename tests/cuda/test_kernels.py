@@ -101,6 +101,7 @@ LARGE = {
     "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
     "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
+    "thresholding": {"BLOCKS": 40, "BLOCK_ENTRIES": 8, "GROUPS": 2, "LONG": 300, "PIECE": 200},
 }
 
 
@@ -407,6 +408,119 @@ def test_topk_waits_for_nothing_and_reads_costs_once(topk, k):
         assert read == [c.x.nbytes]
 
 
+# ---------------------------------------------------------------- layers of sparse recovery
+
+thresholding_checks = _checks_of("thresholding")
+SIGNALS = [(1, 1), (2, 1), (31, 1), (33, 3), (255, 1), (257, 1), (1025, 1), (8, 129), (129, 8), (300, 17), (2, 1030)]
+KEPT = ("normal", "near", "ties", "equal", "special")
+
+
+@pytest.fixture
+def thresholding(cupy):
+    thresholding_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.thresholding"), cupy.asarray)
+    return thresholding_checks
+
+
+def check_layers(thresholding, n, size, dtype):
+    for index, special in enumerate((False, True)):
+        with configure(seed=index):
+            thresholding.check_layer("cuda", n, size, dtype, index, special)
+            thresholding.check_adjoint("cuda", n, size, dtype, index, special)
+
+
+def check_columns(thresholding, n, size, dtype):
+    for index, (kind, k) in enumerate(itertools.product(KEPT, sorted({1, (n + 1) // 3, n - 1, n} - {0}))):
+        with configure(seed=index):
+            thresholding.check_largest("cuda", n, size, k, dtype, kind, index)
+
+
+@each_dtype
+@pytest.mark.parametrize(("n", "size"), SIGNALS)
+def test_thresholding_sizes(thresholding, dtype, n, size):
+    thresholding.check_products("cuda", 5, n, size, dtype)
+    check_layers(thresholding, n, size, dtype)
+    check_columns(thresholding, n, size, dtype)
+
+
+@each_dtype
+def test_thresholding_of_large_problems(thresholding, dtype, monkeypatch):
+    make_small(monkeypatch)
+    for n, size in ((33, 3), (129, 8), (700, 1), (333, 17)):
+        check_layers(thresholding, n, size, dtype)
+        check_columns(thresholding, n, size, dtype)
+
+
+@pytest.mark.parametrize("n", [70_000, 140_000])
+def test_thresholding_of_long_columns(thresholding, n):
+    """In one block and in several, with places of three digits."""
+    with configure(checked=False):
+        for kind, k in (("normal", 1000), ("equal", n - 5)):
+            thresholding.check_largest("cuda", n, 1, k, "float32", kind)
+
+
+def test_thresholding_of_nothing(thresholding):
+    for n, size in ((0, 3), (3, 0)):
+        thresholding.check_layer("cuda", n, size, "float64")
+        thresholding.check_largest("cuda", n, size, 1, "float64", "normal")
+        kernels, asarray = thresholding.BACKENDS["cuda"]
+        P, signs = asarray(np.zeros((n, size))), asarray(np.zeros((n, size), np.int8))
+        assert kernels.masked_adjoint(P, signs, P.copy()) == (0, 0)
+
+
+@each_dtype
+@pytest.mark.parametrize("small", [False, True])
+def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small, monkeypatch):
+    kernels, asarray = thresholding.BACKENDS["cuda"]
+    rng, results = np.random.default_rng(5), []
+    X, Z, G = (rng.normal(size=(301, 7)).astype(dtype) for _ in range(3))
+    signs = np.sign(np.where(np.abs(G) > 0.5, G, 0)).astype(np.int8)
+    if small:
+        make_small(monkeypatch)
+    for schedule in SCHEDULES:
+        with configure(**schedule):
+            x, z, p, kept = map(asarray, (X, Z, X, X))
+            numbers = [kernels.proximal_step(contract.SOFT, 0.3, 0.4, 0.7, x, z, asarray(G))]
+            numbers += kernels.masked_adjoint(p, asarray(signs), asarray(G))
+            kernels.keep_largest(kept, 100)
+        results.append([v.get() for v in (x, z, p, kept, *numbers)])
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+@on_the_emulated_device
+@each_dtype
+def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
+    """One launch, and where there are sums and several blocks one more; no wait, no memory of the size of an array."""
+    kernels, asarray = thresholding.BACKENDS["cuda"]
+    shape = 120, 50
+    X, Z, G, P = (asarray(np.ones(shape, dtype)) for _ in range(4))
+    signs = asarray(np.ones(shape, np.int8))
+    size, small = X.nbytes, 1000
+    step = contract.SOFT, 0.5, 0.1
+    reads_and_writes = {
+        "proximal_step": [
+            (lambda: kernels.proximal_step(*step, 0.0, X, X, G), {(size, size), (size, 0)}, 1),
+            (lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs), {(size, size), (size, 0), (0, size // X.itemsize)}, 2),
+        ],
+        "masked_adjoint": [(lambda: kernels.masked_adjoint(P, signs, G), {(size, size), (size, 0), (size // X.itemsize, 0)}, 2)],
+    }
+    for name, calls in reads_and_writes.items():
+        for call, traffic, launches in calls:
+            with counted() as counts:
+                call()
+            assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
+            assert counts.peak < small
+            assert [launch.name for launch in counts.launches] == [f"{name}_{dtype}", "sum_partials"][:launches]
+            assert {(t.read, t.written) for t in counts.launches[0].traffic if t.size > small} == traffic
+    with counted() as counts:
+        kernels.keep_largest(X, 20)
+    assert (counts.syncs, counts.peak, len(counts.launches)) == (0, 0, 1)
+    with counted() as counts:
+        kernels.residual_gradient(X, Z[:50], asarray(np.ones((120, 50), dtype)), P, G[:50])
+    assert (counts.syncs, counts.launches) == (0, [])
+
+
 # ---------------------------------------------------------------- the checks notice what is broken
 
 FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
@@ -429,6 +543,7 @@ EQUIVALENT = (
     "for (int first = 0; first < count; first += chunk) {",  # a last chunk of no entry, here and below
     "for (int first = 32 * (threadIdx.x / 32); first < count; first += blockDim.x) {",
     "for (int first = AT_ONCE * (threadIdx.x / 32 * 32); first < cost.m; first += AT_ONCE * blockDim.x) {",
+    "for (i64 start = first(); start < hi; start += AT_ONCE * rows()) {",  # entries of none
     "level = next > low && next < high ? next : 0.5 * (low + high);",  # an end is the root, or found out
     "f = last || (next > low && next < high) || high == infinity(double()) ? next : 0.5 * (low + high);",
 )
@@ -475,6 +590,11 @@ def _quick_checks(cupy, family):
         for k in (1, 50):
             yield functools.partial(topk_checks.test_of_equal_entries_the_first_are_kept, "cuda", k)
         yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
+    if family == "thresholding":
+        thresholding_checks.BACKENDS["cuda"] = (module, cupy.asarray)
+        for n, size in ((33, 1), (129, 8), (700, 1), (333, 17)):
+            yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
+            yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
 
 
 def _double_precision(source, kernel):
