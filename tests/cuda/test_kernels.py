@@ -411,8 +411,7 @@ def test_topk_waits_for_nothing_and_reads_costs_once(topk, k):
 # ---------------------------------------------------------------- layers of sparse recovery
 
 thresholding_checks = _checks_of("thresholding")
-SIGNALS = [(1, 1), (2, 1), (31, 1), (33, 3), (255, 1), (257, 1), (1025, 1), (8, 129), (129, 8), (300, 17), (2, 1030)]
-KEPT = ("normal", "near", "ties", "equal", "special")
+SIGNALS = [(1, 1), (2, 1), (31, 1), (33, 3), (255, 1), (257, 1), (1025, 1), (8, 65), (129, 8), (300, 17), (3, 270)]
 
 
 @pytest.fixture
@@ -429,7 +428,7 @@ def check_layers(thresholding, n, size, dtype):
 
 
 def check_columns(thresholding, n, size, dtype):
-    for index, (kind, k) in enumerate(itertools.product(KEPT, sorted({1, (n + 1) // 3, n - 1, n} - {0}))):
+    for index, (kind, k) in enumerate(itertools.product(thresholding.COLUMNS, {max(1, n // 3), max(1, n - 1)})):
         with configure(seed=index):
             thresholding.check_largest("cuda", n, size, k, dtype, kind, index)
 
@@ -445,15 +444,16 @@ def test_thresholding_sizes(thresholding, dtype, n, size):
 @each_dtype
 def test_thresholding_of_large_problems(thresholding, dtype, monkeypatch):
     make_small(monkeypatch)
-    for n, size in ((33, 3), (129, 8), (700, 1), (333, 17)):
+    for n, size in ((33, 17), (1100, 1), (333, 17)):
         check_layers(thresholding, n, size, dtype)
         check_columns(thresholding, n, size, dtype)
 
 
 @pytest.mark.parametrize("n", [70_000, 140_000])
 def test_thresholding_of_long_columns(thresholding, n):
-    """In one block and in several, with places of three digits."""
+    """In one block and in several, with places of three digits; and more partial sums than threads add up."""
     with configure(checked=False):
+        thresholding.check_adjoint("cuda", 2 * n, 1, "float64")
         for kind, k in (("normal", 1000), ("equal", n - 5)):
             thresholding.check_largest("cuda", n, 1, k, "float32", kind)
 
@@ -491,34 +491,36 @@ def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small
 @on_the_emulated_device
 @each_dtype
 def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
-    """One launch, and where there are sums and several blocks one more; no wait, no memory of the size of an array."""
+    """One launch, and another where partial sums are joined; no wait, no memory of the size of an array."""
     kernels, asarray = thresholding.BACKENDS["cuda"]
-    shape = 120, 50
-    X, Z, G, P = (asarray(np.ones(shape, dtype)) for _ in range(4))
-    signs = asarray(np.ones(shape, np.int8))
-    size, small = X.nbytes, 1000
+    X, Z, G, P = (asarray(np.ones((120, 50), dtype)) for _ in range(4))
+    signs = asarray(np.ones(X.shape, np.int8))
+    size, few = X.nbytes, 1000
+    read, written, both, signs_read = (size, 0), (0, signs.nbytes), (size, size), (signs.nbytes, 0)
     step = contract.SOFT, 0.5, 0.1
-    reads_and_writes = {
-        "proximal_step": [
-            (lambda: kernels.proximal_step(*step, 0.0, X, X, G), {(size, size), (size, 0)}, 1),
-            (lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs), {(size, size), (size, 0), (0, size // X.itemsize)}, 2),
-        ],
-        "masked_adjoint": [(lambda: kernels.masked_adjoint(P, signs, G), {(size, size), (size, 0), (size // X.itemsize, 0)}, 2)],
-    }
-    for name, calls in reads_and_writes.items():
-        for call, traffic, launches in calls:
-            with counted() as counts:
-                call()
-            assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
-            assert counts.peak < small
-            assert [launch.name for launch in counts.launches] == [f"{name}_{dtype}", "sum_partials"][:launches]
-            assert {(t.read, t.written) for t in counts.launches[0].traffic if t.size > small} == traffic
-    with counted() as counts:
-        kernels.keep_largest(X, 20)
-    assert (counts.syncs, counts.peak, len(counts.launches)) == (0, 0, 1)
-    with counted() as counts:
-        kernels.residual_gradient(X, Z[:50], asarray(np.ones((120, 50), dtype)), P, G[:50])
-    assert (counts.syncs, counts.launches) == (0, [])
+    for call, names, expected in (
+        (lambda: kernels.proximal_step(*step, 0.0, X, X, G), ["proximal_step"], [both, read]),
+        (
+            lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs),
+            ["proximal_step", "sum_partials"],
+            [both, both, read, written],
+        ),
+        (lambda: kernels.masked_adjoint(P, signs, G), ["masked_adjoint", "sum_partials"], [both, signs_read, read]),
+    ):
+        with counted() as counts:
+            call()
+        assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
+        assert counts.peak < few
+        assert [launch.name for launch in counts.launches] == [f"{names[0]}_{dtype}", *names[1:]]
+        assert [(t.read, t.written) for t in counts.launches[0].traffic if t.size > few] == expected
+    for call, launches in (
+        (lambda: kernels.keep_largest(X, 20), [f"keep_largest_{dtype}"]),
+        (lambda: kernels.residual_gradient(P, Z[:50], G, Z, X[:50]), []),
+    ):
+        with counted() as counts:
+            call()
+        assert (counts.syncs, counts.to_host, counts.to_device, counts.peak) == (0, 0, 0, 0)
+        assert [launch.name for launch in counts.launches] == launches
 
 
 # ---------------------------------------------------------------- the checks notice what is broken
@@ -592,9 +594,10 @@ def _quick_checks(cupy, family):
         yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
     if family == "thresholding":
         thresholding_checks.BACKENDS["cuda"] = (module, cupy.asarray)
-        for n, size in ((33, 1), (129, 8), (700, 1), (333, 17)):
+        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17)):
             yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
             yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
+        yield functools.partial(thresholding_checks.check_adjoint, "cuda", 300_000, 1, "float64")
 
 
 def _double_precision(source, kernel):

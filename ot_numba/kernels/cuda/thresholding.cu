@@ -204,7 +204,7 @@ template <typename T> __device__ __forceinline__ void keep_largest(const Columns
       T *X, i64 n, i64 B, unsigned k, int width, int passes) {                                                        \
     keep_largest(Columns<T>{X, n, B, 0, n, width}, k, passes);                                                        \
   }
-// resources: keep_largest registers <= 64, shared <= 8384
+// resources: keep_largest registers <= 60, shared <= 8384
 KEEP_LARGEST(float32)
 KEEP_LARGEST(float64)
 
@@ -262,7 +262,7 @@ __device__ __forceinline__ void drop_rest(const Columns<T>& columns, int passes,
     PIECES(T)                                                                                                         \
     count_digits(columns, pass, passes, k, known, counts);                                                            \
   }
-// resources: count_digits registers <= 64, shared <= 8384
+// resources: count_digits registers <= 60, shared <= 8384
 COUNT_DIGITS(float32)
 COUNT_DIGITS(float64)
 
@@ -272,6 +272,6 @@ COUNT_DIGITS(float64)
     PIECES(T)                                                                                                         \
     drop_rest(columns, passes, k, known, counts);                                                                     \
   }
-// resources: drop_rest registers <= 64, shared <= 192
+// resources: drop_rest registers <= 40, shared <= 192
 DROP_REST(float32)
 DROP_REST(float64)
