@@ -94,8 +94,8 @@ def ista(
     -----
     An iteration takes a product with A and one with its transpose (2 m n B multiplications), a check the time of an
     elementwise pass. Of a NumPy array the first product takes time by the nonzeros of x where few are. Memory beyond
-    the input: O((m + n) B), and a transposed copy of a NumPy array. On CuPy arrays the products are those of cuBLAS, all
-    else in an iteration is one kernel, and the host waits at the checks only. `fista` needs far fewer iterations,
+    the input: O((m + n) B), and a transposed copy of a NumPy array. On CuPy arrays an iteration is two products by
+    cuBLAS, a subtraction and one kernel, and the host waits at the checks only. `fista` needs far fewer iterations,
     `lasso` is faster where the columns of A can be read.
 
     References
