@@ -11,9 +11,10 @@
 //   proximal_step: 3 s bytes for X alone, 5 s where Z is another array, 1 for the signs, about 20 issue slots: bound by
 //     memory, 0.04 ms (0.07 ms), and 0.06 ms (0.12 ms). Below 10^6 entries the launch takes longer.
 //   masked_adjoint: 3 s + 1 bytes, about 20 issue slots: bound by memory, 0.04 ms (0.07 ms).
-//   keep_largest: s bytes in each of 5 passes (float64: 9), from L2 where it holds X (5 * 10^6 entries), else from device
-//     memory, about 30 issue slots each, and s bytes for what becomes 0: 0.15 ms (0.4 ms). Each pass takes 4 barriers, some
-//     2 us; a launch does them all for columns that have a block to themselves, of long ones each pass is a launch.
+//   keep_largest: s bytes in each of 5 passes (float64: 9), more where entries are equal, and s bytes for what becomes
+//     0, from L2 where it holds X, about 40 issue slots each: bound by memory, 0.07 ms (0.24 ms), if there are columns
+//     for all multiprocessors. A pass takes 3 barriers and the choice of a digit, some 2 us. One launch does it all;
+//     where several blocks share long columns, each pass is one.
 
 typedef float float32;
 typedef double float64;
@@ -96,9 +97,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_partials(const double*
 
 // ---------------------------------------------------------------- the k largest of every column
 
-// What is known of the k-th largest of a column, in the order of sizes, of equal ones the first the largest: the leading
-// digits of its size, then of its place, others 0; and which of the entries with these digits it is. Where all of them
-// are among the k, that is 0, and no more need be known.
+// What is known of the k-th largest of a column, in the order of sizes, and of places from the end where these are
+// equal: the leading digits of its size, then of its place, others 0; and which of the entries with these digits it is.
+// Where all of them are among the k, that is 0, and no more need be known.
 struct Kth {
   u64 size, place;
   unsigned left;
@@ -115,25 +116,32 @@ __device__ __forceinline__ u64 magnitude(double v) {
 }
 
 // The columns of X (n, B) that a block has, `width` side by side, a power of 2, for all threads in turn, and its rows
-// from lo to hi.
+// from lo to hi. The last of the passes finds a single entry.
 template <typename T> struct Columns {
   typedef decltype(magnitude(T())) Size;
   T* X;
   i64 n, B, lo, hi;
-  int width;
+  unsigned k;
+  int width, passes;
 
   __device__ __forceinline__ i64 column() const { return blockIdx.x * (i64)width + mine(); }
   __device__ __forceinline__ int mine() const { return threadIdx.x % width; }
-  __device__ __forceinline__ i64 first() const { return lo + threadIdx.x / 32 * (32 / width); }  // row of a warp
-  __device__ __forceinline__ int row() const { return threadIdx.x % 32 / width; }                // of a lane, from there
-  __device__ __forceinline__ int rows() const { return blockDim.x / width; }                      // of all threads
+  __device__ __forceinline__ i64 first() const { return lo + threadIdx.x / 32 * (32 / width); }  // of a warp's rows
+  __device__ __forceinline__ int row() const { return threadIdx.x % 32 / width; }                // of a lane, from it
+  __device__ __forceinline__ int rows() const { return blockDim.x / width; }                     // of all threads
   __device__ __forceinline__ u64 place(i64 i) const { return n - 1 - i; }
+  __device__ __forceinline__ bool of_place(int pass) const { return pass >= (int)sizeof(T); }
+  __device__ __forceinline__ int shift_of(int pass) const {
+    return 8 * ((of_place(pass) ? passes : (int)sizeof(T)) - 1 - pass);
+  }
+
+  __device__ __forceinline__ Kth unknown() const { return Kth{0, 0, column() < B ? k : 0}; }
 
   // Count the next digit of what may be the k-th largest.
-  __device__ __forceinline__ void count(const Kth* kth, int pass, int passes, unsigned* bins) const {
+  __device__ __forceinline__ void count(const Kth* kth, int pass, unsigned* bins) const {
     const Kth known = kth[mine()];
-    const bool by_place = pass >= (int)sizeof(T);
-    const int shift = 8 * ((by_place ? passes : (int)sizeof(T)) - 1 - pass);
+    const bool by_place = of_place(pass);
+    const int shift = shift_of(pass);
 #pragma unroll 1
     for (i64 start = first(); start < hi; start += AT_ONCE * rows()) {
       Size size[AT_ONCE];
@@ -155,16 +163,14 @@ template <typename T> struct Columns {
   }
 
   // The digit that was counted, by a warp for each column; whether another is needed, to the lane that has found it.
-  __device__ __forceinline__ bool choose(Kth* kth, int pass, int passes, const unsigned* bins) const {
+  __device__ __forceinline__ bool choose(Kth* kth, int pass, const unsigned* bins) const {
     const int warp = threadIdx.x / 32;
     unsigned rank = warp >= width ? 0 : kth[warp].left;
     __syncwarp();
     if (rank == 0) return false;
     int digit;
     if (!ranked_digit(bins + warp, width, rank, digit)) return false;
-    const bool by_place = pass >= (int)sizeof(T);
-    const int shift = 8 * ((by_place ? passes : (int)sizeof(T)) - 1 - pass);
-    (by_place ? kth[warp].place : kth[warp].size) |= (u64)digit << shift;
+    (of_place(pass) ? kth[warp].place : kth[warp].size) |= (u64)digit << shift_of(pass);
     kth[warp].left = rank == bins[digit * width + warp] ? 0 : rank;
     return kth[warp].left > 0;
   }
@@ -185,43 +191,43 @@ __device__ __forceinline__ void clear(unsigned* bins, int width) {
 }
 
 // All digits in a launch, for columns whose rows one block goes through.
-template <typename T> __device__ __forceinline__ void keep_largest(const Columns<T>& columns, unsigned k, int passes) {
+template <typename T> __device__ __forceinline__ void keep_largest(const Columns<T>& columns) {
   __shared__ unsigned bins[256 * MOST_COLUMNS];
   __shared__ Kth kth[MOST_COLUMNS];
-  if (threadIdx.x < columns.width) kth[threadIdx.x] = Kth{0, 0, columns.column() < columns.B ? k : 0};
-  for (int pass = 0;; ++pass) {  // the last one finds a single entry
+  if (threadIdx.x < columns.width) kth[threadIdx.x] = columns.unknown();
+  for (int pass = 0;; ++pass) {
     clear(bins, columns.width);
     __syncthreads();
-    columns.count(kth, pass, passes, bins);
+    columns.count(kth, pass, bins);
     __syncthreads();
-    if (!__syncthreads_or(columns.choose(kth, pass, passes, bins))) break;
+    if (!__syncthreads_or(columns.choose(kth, pass, bins))) break;
   }
   columns.drop_rest(kth);
 }
 
 #define KEEP_LARGEST(T)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(MOST_THREADS) keep_largest_##T(                                         \
+  extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) keep_largest_##T(                                      \
       T *X, i64 n, i64 B, unsigned k, int width, int passes) {                                                        \
-    keep_largest(Columns<T>{X, n, B, 0, n, width}, k, passes);                                                        \
+    keep_largest(Columns<T>{X, n, B, 0, n, k, width, passes});                                                        \
   }
-// resources: keep_largest registers <= 60, shared <= 8384
+// resources: keep_largest registers <= 56, shared <= 8384
 KEEP_LARGEST(float32)
 KEEP_LARGEST(float64)
 
-// A launch for each digit, for long columns: blocks of one x have pieces of the same columns. What is known after so
-// many passes, from the counts of the last of them and what was known before, which all of these blocks join, and one
-// of them keeps; whether more need be known.
+// A launch for each digit, for long columns: blocks of one x have pieces of the same columns. What is known before a
+// pass, from the counts of the last one and what was known before that, which all of these blocks join, and one of them
+// keeps; whether more need be known.
 template <typename T>
-__device__ __forceinline__ bool join(const Columns<T>& columns, Kth* kth, int pass, int passes, unsigned k, u64* known,
+__device__ __forceinline__ bool join(const Columns<T>& columns, Kth* kth, int pass, u64* known,
                                      const unsigned* counts) {
   const i64 all = gridDim.x * (i64)columns.width;
   const bool mine = threadIdx.x < columns.width;
   u64* const state = known + 3 * pass * all + columns.column();
-  if (mine && pass == 0) kth[threadIdx.x] = Kth{0, 0, columns.column() < columns.B ? k : 0};
+  if (mine && pass == 0) kth[threadIdx.x] = columns.unknown();
   if (mine && pass > 0) kth[threadIdx.x] = Kth{state[-3 * all], state[-2 * all], (unsigned)state[-all]};
   __syncthreads();
   const unsigned* const last = counts + ((pass - 1) * (i64)gridDim.x + blockIdx.x) * 256 * columns.width;
-  const bool more = pass == 0 || __syncthreads_or(columns.choose(kth, pass - 1, passes, last));
+  const bool more = pass == 0 || __syncthreads_or(columns.choose(kth, pass - 1, last));
   if (mine && blockIdx.y == 0) {
     state[0] = kth[threadIdx.x].size;
     state[all] = kth[threadIdx.x].place;
@@ -231,14 +237,13 @@ __device__ __forceinline__ bool join(const Columns<T>& columns, Kth* kth, int pa
 }
 
 template <typename T>
-__device__ __forceinline__ void count_digits(const Columns<T>& columns, int pass, int passes, unsigned k, u64* known,
-                                             unsigned* counts) {
+__device__ __forceinline__ void count_digits(const Columns<T>& columns, int pass, u64* known, unsigned* counts) {
   __shared__ unsigned bins[256 * MOST_COLUMNS];
   __shared__ Kth kth[MOST_COLUMNS];
-  if (!join(columns, kth, pass, passes, k, known, counts)) return;
+  if (!join(columns, kth, pass, known, counts)) return;
   clear(bins, columns.width);
   __syncthreads();
-  columns.count(kth, pass, passes, bins);
+  columns.count(kth, pass, bins);
   __syncthreads();
   unsigned* const total = counts + (pass * (i64)gridDim.x + blockIdx.x) * 256 * columns.width;
   for (int bin = threadIdx.x; bin < 256 * columns.width; bin += blockDim.x)
@@ -246,32 +251,31 @@ __device__ __forceinline__ void count_digits(const Columns<T>& columns, int pass
 }
 
 template <typename T>
-__device__ __forceinline__ void drop_rest(const Columns<T>& columns, int passes, unsigned k, u64* known,
-                                          const unsigned* counts) {
+__device__ __forceinline__ void drop_rest(const Columns<T>& columns, u64* known, const unsigned* counts) {
   __shared__ Kth kth[MOST_COLUMNS];
-  join(columns, kth, passes, passes, k, known, counts);
+  join(columns, kth, columns.passes, known, counts);
   columns.drop_rest(kth);
 }
 
 #define PIECES(T)                                                                                                     \
   const i64 lo = blockIdx.y * rows;                                                                                   \
-  const Columns<T> columns{X, n, B, lo, smaller(n, lo + rows), width};
+  const Columns<T> columns{X, n, B, lo, smaller(n, lo + rows), k, width, passes};
 #define COUNT_DIGITS(T)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(MOST_THREADS) count_digits_##T(                                         \
+  extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) count_digits_##T(                                      \
       T *X, i64 n, i64 B, unsigned k, int width, int passes, int pass, i64 rows, u64 *known, unsigned *counts) {       \
     PIECES(T)                                                                                                         \
-    count_digits(columns, pass, passes, k, known, counts);                                                            \
+    count_digits(columns, pass, known, counts);                                                                       \
   }
-// resources: count_digits registers <= 60, shared <= 8384
+// resources: count_digits registers <= 56, shared <= 8384
 COUNT_DIGITS(float32)
 COUNT_DIGITS(float64)
 
 #define DROP_REST(T)                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(MOST_THREADS) drop_rest_##T(                                            \
+  extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) drop_rest_##T(                                         \
       T *X, i64 n, i64 B, unsigned k, int width, int passes, i64 rows, u64 *known, const unsigned *counts) {           \
     PIECES(T)                                                                                                         \
-    drop_rest(columns, passes, k, known, counts);                                                                     \
+    drop_rest(columns, known, counts);                                                                                \
   }
-// resources: drop_rest registers <= 40, shared <= 192
+// resources: drop_rest registers <= 48, shared <= 192
 DROP_REST(float32)
 DROP_REST(float64)
