@@ -93,9 +93,10 @@ def ista(
     Notes
     -----
     An iteration takes a product with A and one with its transpose (2 m n B multiplications), a check the time of an
-    elementwise pass. Of an array the first product takes time by the nonzeros of x where few are. Memory beyond the
-    input: O((m + n) B), and a transposed copy of an array. `fista` needs far fewer iterations, `lasso` is faster where
-    the columns of A can be read.
+    elementwise pass. Of a NumPy array the first product takes time by the nonzeros of x where few are. Memory beyond
+    the input: O((m + n) B), and a transposed copy of a NumPy array. On CuPy arrays an iteration is two products by
+    cuBLAS, a subtraction and one kernel, and the host waits at the checks only. `fista` needs far fewer iterations,
+    `lasso` is faster where the columns of A can be read.
 
     References
     ----------
@@ -170,7 +171,8 @@ def fista(
 
     Notes
     -----
-    As `ista`, with an array (n, B) more, and checks that take the time of an iteration.
+    As `ista`, with an array (n, B) more, and checks that take the time of an iteration. On CuPy arrays the host waits
+    in each iteration for the number that `restart` looks at.
 
     References
     ----------
@@ -248,7 +250,7 @@ def iht(
 
     Notes
     -----
-    Time and memory as `ista`.
+    Time and memory as `ista`; with `k` an iteration also finds the k largest of every signal, by passes over x.
 
     References
     ----------

@@ -159,6 +159,28 @@ def unfolded(p):
     return {"x": x, "value": found.value} | {f"step {i}": float(v) for i, v in enumerate(found.steps)}
 
 
+def unfolded_with_momentum(p, mode):
+    """All numbers of the layers, and the loss that knows the signals."""
+    A, Y, x_true = p["C"], p["V"][:N], p["V"]
+    numbers = {"thresholds": [0.01, 0.02, 0.0, 0.01], "momentum": [0.1, 0.3, 0.2, 0.0], "prox": "hard"}
+    steps = [0.01, 0.02, 0.01, 0.015]
+    found = ot_numba.unfolded_value_and_grad(A, Y, steps, reg=0.5, loss="mse", x_true=x_true, mode=mode, **numbers)
+    return {"value": found.value} | {f"steps {i}": float(v) for i, v in enumerate(found.steps)} | {
+        f"momentum {i}": float(v) for i, v in enumerate(found.momentum)
+    }
+
+
+def trained(p, **options):
+    """From a fixed set of signals, which stays on the device."""
+    X = p["V"] * (p["V"] > 0.8)
+    model = ot_numba.UnfoldedRecovery.fit(
+        p["D"], (p["D"] @ X[:, [0, 1] * 8], X[:, [0, 1] * 8]), reg=0.1, n_layers=3, steps_per_layer=3, final_steps=4,
+        batch_size=5, held_out=4, rng=0, **options,
+    )  # fmt: skip
+    numbers = {f"step {i}": float(v) for i, v in enumerate(model.steps)}
+    return numbers | {"loss": model.held_out_loss, "x": model.apply(p["u"])}
+
+
 CALLS = {
     "matrix": lambda p: solved(p["C"], p["a"], p["b"]),
     "uniform weights": lambda p: solved(p["C"]),
@@ -241,7 +263,13 @@ CALLS = {
     "fista": lambda p: recovered(ot_numba.fista(p["C"], p["V"][:N], reg=2.0, tol=tolerance(p["C"]))),
     "ista": lambda p: recovered(ot_numba.ista(p["C"], p["u"], reg=4.0, max_iter=20, on_fail="ignore")),
     "iht": lambda p: recovered(ot_numba.iht(p["C"], p["u"], k=2, max_iter=20, on_fail="ignore")),
+    "iht, reg": lambda p: recovered(ot_numba.iht(p["C"], p["V"][:N], reg=0.02, max_iter=20, on_fail="ignore")),
+    "iht, many signals": lambda p: recovered(ot_numba.iht(p["C"], p["V"][:N], k=5, max_iter=20, on_fail="ignore")),
     "unfolded": unfolded,
+    "unfolded, hard": lambda p: unfolded_with_momentum(p, "reverse"),
+    "unfolded, forward": lambda p: unfolded_with_momentum(p, "forward"),
+    "trained": trained,
+    "trained with signals": lambda p: trained(p, loss="mse", free_thresholds=True, train_momentum=True),
     "dual Hessian": lambda p: {
         "Hv": ot_numba.dual_hessian_vector(p["f"], p["g"], p["u"], p["v"], p["C"], p["a"], p["b"], reg=0.1)[1]
     },
@@ -362,6 +390,57 @@ def test_iterations_wait_at_convergence_checks_only(cupy, data, method):
     assert many.syncs - few.syncs <= 12 * checks
     assert many.to_device == few.to_device
     assert many.peak <= few.peak + 2000
+
+
+# what an iteration launches, and how often the host waits in it
+RECOVERY = {
+    "ista": (lambda *data, **more: ot_numba.ista(*data, reg=0.1, **more), ["proximal_step"], 0),
+    "fista": (lambda *data, **more: ot_numba.fista(*data, reg=0.1, **more), ["proximal_step", "sum_partials"], 1),
+    "fista without restart": (
+        lambda *data, **more: ot_numba.fista(*data, reg=0.1, restart=False, **more),
+        ["proximal_step", "sum_partials"],
+        0,
+    ),
+    "iht, reg": (lambda *data, **more: ot_numba.iht(*data, reg=1e-4, **more), ["proximal_step"], 0),
+    "iht, k": (lambda *data, **more: ot_numba.iht(*data, k=9, **more), ["keep_largest"], 0),
+}
+
+
+@pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+@pytest.mark.parametrize("method", RECOVERY)
+def test_recovery_waits_for_little(cupy, data, method):
+    call, names, syncs = RECOVERY[method]
+    A, Y = cupy.asarray(data["C"]), cupy.asarray(np.random.default_rng(0).normal(size=(N, 30)))
+    found = []
+    for count in (20, 60):
+        with counted() as counts:
+            result = call(A, Y, step=1e-3, tol=0, max_iter=count, check_every=100, on_fail="ignore")
+        assert result.n_iter == count
+        found.append(counts)
+    few, many = found
+    launched = [launch.name.removesuffix("_float64") for launch in many.launches]
+    assert launched[: 60 * len(names)] == names * 60
+    assert len(launched) - len(few.launches) == 40 * len(names)
+    assert many.syncs - few.syncs == 40 * syncs
+    assert many.to_host - few.to_host == 8 * 40 * syncs
+    assert many.to_device == few.to_device
+    assert many.peak == few.peak
+
+
+@pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+def test_layers_wait_at_the_end_only(cupy, data):
+    """A launch for a layer, two for its derivatives, whose numbers are read together."""
+    A, Y = cupy.asarray(data["C"]), cupy.asarray(np.random.default_rng(0).normal(size=(N, 30)))
+    found = []
+    for count in (5, 25):
+        with counted() as counts:
+            ot_numba.unfolded_value_and_grad(A, Y, [1e-3] * count, reg=0.1)
+        found.append(counts)
+    few, many = found
+    assert many.syncs == few.syncs
+    layers, derivatives = many.launches[:25], many.launches[25:]
+    assert {launch.name for launch in layers} == {"proximal_step_float64"}
+    assert [launch.name for launch in derivatives] == ["masked_adjoint_float64", "sum_partials"] * 25
 
 
 def iterate(matrix, right, **options):

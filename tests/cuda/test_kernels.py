@@ -101,6 +101,7 @@ LARGE = {
     "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
     "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
+    "thresholding": {"BLOCKS": 40, "BLOCK_ENTRIES": 8, "GROUPS": 2, "LONG": 300, "PIECE": 200},
 }
 
 
@@ -407,6 +408,122 @@ def test_topk_waits_for_nothing_and_reads_costs_once(topk, k):
         assert read == [c.x.nbytes]
 
 
+# ---------------------------------------------------------------- layers of sparse recovery
+
+thresholding_checks = _checks_of("thresholding")
+SIGNALS = [(1, 1), (2, 1), (31, 1), (33, 3), (255, 1), (257, 1), (1025, 1), (8, 65), (129, 8), (300, 17), (3, 270)]
+
+
+@pytest.fixture
+def thresholding(cupy):
+    thresholding_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.thresholding"), cupy.asarray)
+    return thresholding_checks
+
+
+def check_layers(thresholding, n, size, dtype):
+    for index, special in enumerate((False, True)):
+        with configure(seed=index):
+            thresholding.check_layer("cuda", n, size, dtype, index, special)
+            thresholding.check_adjoint("cuda", n, size, dtype, index, special)
+
+
+def check_columns(thresholding, n, size, dtype):
+    for index, (kind, k) in enumerate(itertools.product(thresholding.COLUMNS, {max(1, n // 3), max(1, n - 1)})):
+        with configure(seed=index):
+            thresholding.check_largest("cuda", n, size, k, dtype, kind, index)
+
+
+@each_dtype
+@pytest.mark.parametrize(("n", "size"), SIGNALS)
+def test_thresholding_sizes(thresholding, dtype, n, size):
+    thresholding.check_products("cuda", 5, n, size, dtype)
+    check_layers(thresholding, n, size, dtype)
+    check_columns(thresholding, n, size, dtype)
+
+
+@each_dtype
+def test_thresholding_of_large_problems(thresholding, dtype, monkeypatch):
+    make_small(monkeypatch)
+    for n, size in ((33, 17), (1100, 1), (333, 17)):
+        check_layers(thresholding, n, size, dtype)
+        check_columns(thresholding, n, size, dtype)
+
+
+@pytest.mark.parametrize("n", [70_000, 140_000])
+def test_thresholding_of_long_columns(thresholding, n):
+    """In one block and in several, with places of three digits; and more partial sums than threads add up."""
+    with configure(checked=False):
+        thresholding.check_adjoint("cuda", 2 * n, 1, "float64")
+        for kind, k in (("normal", 1000), ("equal", n - 5)):
+            thresholding.check_largest("cuda", n, 1, k, "float32", kind)
+
+
+def test_thresholding_of_nothing(thresholding):
+    for n, size in ((0, 3), (3, 0)):
+        thresholding.check_layer("cuda", n, size, "float64")
+        thresholding.check_largest("cuda", n, size, 1, "float64", "normal")
+        kernels, asarray = thresholding.BACKENDS["cuda"]
+        P, signs = asarray(np.zeros((n, size))), asarray(np.zeros((n, size), np.int8))
+        assert kernels.masked_adjoint(P, signs, P.copy()) == (0, 0)
+
+
+@each_dtype
+@pytest.mark.parametrize("small", [False, True])
+def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small, monkeypatch):
+    kernels, asarray = thresholding.BACKENDS["cuda"]
+    rng, results = np.random.default_rng(5), []
+    X, Z, G = (rng.normal(size=(301, 7)).astype(dtype) for _ in range(3))
+    signs = np.sign(np.where(np.abs(G) > 0.5, G, 0)).astype(np.int8)
+    if small:
+        make_small(monkeypatch)
+    for schedule in SCHEDULES:
+        with configure(**schedule):
+            x, z, p, kept = map(asarray, (X, Z, X, X))
+            numbers = [kernels.proximal_step(contract.SOFT, 0.3, 0.4, 0.7, x, z, asarray(G))]
+            numbers += kernels.masked_adjoint(p, asarray(signs), asarray(G))
+            kernels.keep_largest(kept, 100)
+        results.append([v.get() for v in (x, z, p, kept, *numbers)])
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+@on_the_emulated_device
+@each_dtype
+def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
+    """One launch, and another where partial sums are joined; no wait, no memory of the size of an array."""
+    kernels, asarray = thresholding.BACKENDS["cuda"]
+    X, Z, G, P = (asarray(np.ones((120, 50), dtype)) for _ in range(4))
+    points, gradients = (asarray(np.ones((50, 50), dtype)) for _ in range(2))
+    signs = asarray(np.ones(X.shape, np.int8))
+    size, few = X.nbytes, 1000
+    read, written, both, signs_read = (size, 0), (0, signs.nbytes), (size, size), (signs.nbytes, 0)
+    step = contract.SOFT, 0.5, 0.1
+    for call, names, expected in (
+        (lambda: kernels.proximal_step(*step, 0.0, X, X, G), ["proximal_step"], [both, read]),
+        (
+            lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs),
+            ["proximal_step", "sum_partials"],
+            [both, both, read, written],
+        ),
+        (lambda: kernels.masked_adjoint(P, signs, G), ["masked_adjoint", "sum_partials"], [both, signs_read, read]),
+    ):
+        with counted() as counts:
+            call()
+        assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
+        assert counts.peak < few
+        assert [launch.name for launch in counts.launches] == [f"{names[0]}_{dtype}", *names[1:]]
+        assert [(t.read, t.written) for t in counts.launches[0].traffic if t.size > few] == expected
+    for call, launches in (
+        (lambda: kernels.keep_largest(X, 20), [f"keep_largest_{dtype}"]),
+        (lambda: kernels.residual_gradient(P, points, G, Z, gradients), []),
+    ):
+        with counted() as counts:
+            call()
+        assert (counts.syncs, counts.to_host, counts.to_device, counts.peak) == (0, 0, 0, 0)
+        assert [launch.name for launch in counts.launches] == launches
+
+
 # ---------------------------------------------------------------- the checks notice what is broken
 
 FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
@@ -429,6 +546,7 @@ EQUIVALENT = (
     "for (int first = 0; first < count; first += chunk) {",  # a last chunk of no entry, here and below
     "for (int first = 32 * (threadIdx.x / 32); first < count; first += blockDim.x) {",
     "for (int first = AT_ONCE * (threadIdx.x / 32 * 32); first < cost.m; first += AT_ONCE * blockDim.x) {",
+    "for (i64 start = first(); start < hi; start += AT_ONCE * rows()) {",  # entries of none
     "level = next > low && next < high ? next : 0.5 * (low + high);",  # an end is the root, or found out
     "f = last || (next > low && next < high) || high == infinity(double()) ? next : 0.5 * (low + high);",
 )
@@ -475,6 +593,12 @@ def _quick_checks(cupy, family):
         for k in (1, 50):
             yield functools.partial(topk_checks.test_of_equal_entries_the_first_are_kept, "cuda", k)
         yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
+    if family == "thresholding":
+        thresholding_checks.BACKENDS["cuda"] = (module, cupy.asarray)
+        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17)):
+            yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
+            yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
+        yield functools.partial(thresholding_checks.check_adjoint, "cuda", 300_000, 1, "float64")
 
 
 def _double_precision(source, kernel):

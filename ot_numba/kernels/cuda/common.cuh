@@ -112,6 +112,34 @@ template <int N> __device__ __forceinline__ int warp_sums_index() {
   return index;
 }
 
+// Radix selection counts numbers by a digit of 0 to 255 in bins. One more to the bin of each lane of a warp, to none if
+// that is negative.
+__device__ __forceinline__ void count_digit(unsigned* bins, int bin) {
+  const unsigned same = __match_any_sync(FULL, bin);
+  if (bin >= 0 && (threadIdx.x & 31) == __ffs(same) - 1) atomicAdd(&bins[bin], (unsigned)__popc(same));
+}
+
+// The digit of the number of this rank, the largest having rank 1, where bins of a column lie `stride` apart, and its
+// rank among those with that digit; by a warp, true for the one lane that has it.
+__device__ __forceinline__ bool ranked_digit(const unsigned* bins, int stride, unsigned& rank, int& digit) {
+  const int lane = threadIdx.x & 31;  // it has 8 digits, lane 0 the largest
+  digit = 255 - 8 * lane;
+  unsigned sum = 0;
+#pragma unroll 1
+  for (int q = 0; q < 8; ++q) sum += bins[(digit - q) * stride];
+  unsigned above = sum;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned other = __shfl_up_sync(FULL, above, step);
+    if (lane >= step) above += other;
+  }
+  if (rank <= above - sum || rank > above) return false;
+  rank -= above - sum;
+#pragma unroll 1
+  for (; rank > bins[digit * stride]; --digit) rank -= bins[digit * stride];
+  return true;
+}
+
 // Marginal that the optimality conditions ask for: weight * exp(-f / rho), or the weight itself.
 __device__ __forceinline__ double marginal_target(double potential, double weight, double offset, double damping) {
   return damping == 1.0 ? weight : weight * power2((offset - potential) * (1.0 / damping - 1.0));

@@ -206,30 +206,15 @@ __device__ __forceinline__ void select(Team& team, const Number* value, int coun
       const int c = first + lane;
       const Key key = c < count ? ordered((T)value[c]) : 0;
       const bool mine = c < count && (all || key >> shift >> 8 == found >> shift >> 8);
-      const int digit = mine ? (int)(key >> shift & 255) : 256;
-      const unsigned same = __match_any_sync(FULL, digit);
-      if (mine && lane == __ffs(same) - 1) atomicAdd(&shared.bins[digit], (unsigned)__popc(same));
+      count_digit(shared.bins, mine ? (int)(key >> shift & 255) : -1);
     }
     __syncthreads();
-    if (threadIdx.x < 32) {  // a lane has 8 digits, lane 0 the largest
-      unsigned sum = 0;
-#pragma unroll 1
-      for (int q = 0; q < 8; ++q) sum += shared.bins[255 - 8 * lane - q];
-      unsigned above = sum;
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const unsigned other = __shfl_up_sync(FULL, above, step);
-        if (lane >= step) above += other;
-      }
-      int rank = left - (int)(above - sum);
-      if (rank > 0 && rank <= (int)sum) {
-        int digit = 255 - 8 * lane;
-#pragma unroll 1
-        for (; rank > (int)shared.bins[digit]; --digit) rank -= (int)shared.bins[digit];
-        shared.chosen = found | (Key)digit << shift;
-        shared.left = rank;
-        shared.whole = rank == (int)shared.bins[digit];
-      }
+    unsigned rank = left;
+    int digit;
+    if (threadIdx.x < 32 && ranked_digit(shared.bins, 1, rank, digit)) {
+      shared.chosen = found | (Key)digit << shift;
+      shared.left = rank;
+      shared.whole = rank == shared.bins[digit];
     }
     __syncthreads();
     found = (Key)shared.chosen;

@@ -352,10 +352,10 @@ FUNCTIONS = """
     diag diff divide dot einsum equal exp exp2 expand_dims expm1 eye flatnonzero flip floor floor_divide fmax fmin
     full full_like greater greater_equal hypot imag invert isclose isfinite isin isinf isnan kron left_shift less
     less_equal linspace log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor
-    matmul max maximum mean meshgrid min minimum mod moveaxis multiply nan_to_num negative nonzero not_equal ones
+    matmul max maximum mean meshgrid min minimum mod moveaxis multiply nan_to_num ndim negative nonzero not_equal ones
     ones_like outer partition permute_dims positive power prod ravel real reciprocal remainder repeat reshape
-    right_shift roll round searchsorted sign signbit sin sinh sort split sqrt square squeeze stack std subtract sum
-    swapaxes take take_along_axis tan tanh tensordot tile transpose tril triu trunc unique unravel_index var vdot
+    right_shift roll round searchsorted shape sign signbit sin sinh sort split sqrt square squeeze stack std subtract
+    sum swapaxes take take_along_axis tan tanh tensordot tile transpose tril triu trunc unique unravel_index var vdot
     where zeros zeros_like
 """
 
