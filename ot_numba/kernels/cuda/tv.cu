@@ -197,12 +197,12 @@ __device__ __forceinline__ void jacobian_t(const Shape& shape, const Penalty<T>&
       double along = 0;
       for (i64 b = 0; b < images; ++b) {
         const i64 start = b * shape.height * shape.width;
-        const Pair<T> own(x, start + pixel, task), low(x, start + under, task);
-        const Pair<T> arrow(q, start + pixel, task), arrow_low(q, start + under, task);
-        const T dx = own.next - own.own, dy = low.own - own.own;
+        const Pair<T> own(x, start + pixel, task), arrow(q, start + pixel, task);
+        const T low = task.inside ? x[start + under] : T(), arrow_low = task.inside ? q[start + under] : T();
+        const T dx = own.next - own.own, dy = low - own.own;
         T rx, ry;
         penalty.roots(dx, dy, rx, ry);
-        const T across = w * rx * dx * (arrow.next - arrow.own), down = w * ry * dy * (arrow_low.own - arrow.own);
+        const T across = w * rx * dx * (arrow.next - arrow.own), down = w * ry * dy * (arrow_low - arrow.own);
         if (task.mine) {
           along += (double)(across + down);
           by_nu -= (double)(penalty.nu_sq * rx * rx * across + penalty.nu_sq * ry * ry * down);
