@@ -102,7 +102,7 @@ LARGE = {
     "sparse": {"MAX_BLOCKS": 2, "KEYS": 1000, "LARGEST_INDEX": 10},
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
     "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
-    "tv": {"WARPS": 6, "BLOCK_WARPS": 2, "ONE_BLOCK": 0, "LEAST_ROWS": 2, "MOST_ROWS": 3, "FEWEST": 3},
+    "tv": {"WARPS": 6, "BLOCK_WARPS": 2, "ONE_BLOCK": 0, "MOST_ROWS": 3, "FEWEST": 3},
     "foe": {"MULTIPROCESSORS": 1},
 }
 
@@ -523,8 +523,9 @@ def test_stencil_bits_do_not_depend_on_the_order(stencils, dtype, monkeypatch):
 
 @on_the_emulated_device
 @pytest.mark.parametrize("name", [name for name in stencil_checks.NAMES if name != "tv_steps"])
-def test_stencils_take_one_launch_and_one_wait(cupy, stencils, name):
-    """Data is read once and results are written once; neither filters nor differences are stored."""
+def test_stencils_take_one_launch_and_one_wait(cupy, stencils, name, monkeypatch):
+    """Data is read once and results are written once; neither responses nor differences are stored."""
+    make_small(monkeypatch, tv={"WARPS": 16})
     drawn = (stencils.Case if name.startswith("tv") else stencils.FoeCase)(0, (2, 130, 100))
     x, v = cupy.asarray(drawn.x), cupy.asarray(drawn.v)
     out = cupy.empty_like(x)
@@ -542,7 +543,7 @@ def test_stencils_take_one_launch_and_one_wait(cupy, stencils, name):
     assert counts.live == sum(v.nbytes for v in result) if name == "foe_jacobian_t" else counts.live == 0
     used = [t for t in counts.launches[0].traffic if t.read or t.written]
     first, second, *rest = (t for t in used if t.size == x.nbytes)
-    assert first.read < 3.3 * x.nbytes  # neighbours and edges of strips and tiles, which a GPU finds in its caches
+    assert first.read < 3.1 * x.nbytes  # neighbours and edges of strips and tiles, which a GPU finds in its caches
     if name.endswith("gradient"):
         assert second.read == x.nbytes
     assert [t.written for t in rest] == ([] if "jacobian" in name else [x.nbytes])

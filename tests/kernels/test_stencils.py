@@ -221,6 +221,7 @@ def test_steps_stop_at_the_limit(backend, limit):
         assert taken == 1
     for count in range(max(1, int(taken) - 1), int(taken) + 2):  # numbers of steps, x and z are those of the reference
         check_tv(backend, case, "tv_steps", steps=(0.05, 0.6, limit, count))
+    assert case.run(backend, "tv_steps", steps=(0.05, 0.6, norm, 1000))[0][0] == taken  # the limit itself is enough
     case.y[0, 3, 2] = np.nan
     (taken, norm), *_ = case.run(backend, "tv_steps", steps=(0.05, 0.6, limit, 1000))
     assert taken == 1

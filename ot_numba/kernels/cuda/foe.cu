@@ -17,9 +17,10 @@
 //
 // Roofline on an H100 (132 SMs at 1.755 GHz), from the counts alone and never measured; 7 x 7 taps and 32 x 64
 // responses, per pixel and filter; images themselves are 3 s bytes a pixel, once:
-//   foe_gradient: 133 products and 66 reads of shared memory (4.3 bytes each): bound by these reads, half the peak, 0.8
-//     ms in float32 for 48 filters and 1024 x 1024 pixels, 1.5 ms in float64. foe_hvp: 200 products, 1.2 and 2.3 ms.
-//   foe_jacobian_t: 98 products for the responses, 98 for the taps, 150 issue slots besides: 1.5 ms and 3 ms.
+//   foe_gradient: 133 products, 50 reads of shared memory and 240 issue slots in all: bound by the last, 0.4 ms for 48
+//     filters and 1024 x 1024 pixels; in float64 by the reads, twice as long each, 0.6 ms. foe_hvp: half as much again.
+//   foe_jacobian_t: 98 products for the responses and 98 for the taps, 80 reads and shuffles, 370 issue slots: bound by
+//     the last, 0.65 ms; in float64 by reads and shuffles, 0.9 ms.
 
 typedef float float32;
 typedef double float64;
@@ -265,7 +266,7 @@ __device__ __forceinline__ void sensitivities(const Experts<T>& experts, const T
       foe_gradient_##T(const T* x, EXPERTS(T), const T* y, T* out, double* partial) {                                 \
     tile<false>(THESE_EXPERTS(T), x, y, out, partial);                                                                \
   }
-// resources: foe_gradient registers <= 128, shared <= 0
+// resources: foe_gradient registers <= 104, shared <= 0
 FOE_GRADIENT(float32)
 FOE_GRADIENT(float64)
 
@@ -274,7 +275,7 @@ FOE_GRADIENT(float64)
       foe_hvp_##T(const T* x, EXPERTS(T), const T* v, T* out, double* partial) {                                      \
     tile<true>(THESE_EXPERTS(T), x, v, out, partial);                                                                 \
   }
-// resources: foe_hvp registers <= 128, shared <= 0
+// resources: foe_hvp registers <= 120, shared <= 0
 FOE_HVP(float32)
 FOE_HVP(float64)
 

@@ -1,4 +1,4 @@
-"""Fields of experts: see `foe.cu`."""
+"""Fields of experts: see `foe.cu`; filters too large for shared memory are left to the reference code."""
 
 from __future__ import annotations
 

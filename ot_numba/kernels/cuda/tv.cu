@@ -4,9 +4,9 @@
 // A warp goes down a strip of columns, a lane each. Of a pixel it needs the flux (w phi' of the difference to the right
 // and of the one down; for the Hessian w phi'' times those of a vector) and that of the pixels on the left and above:
 // the former comes from the next lane by a shuffle, the latter was its own one row before. So each flux, whose root and
-// division are most of the work in double, is computed once (but for the first column of a strip and the row above it:
-// 1 in 31, and 1 row in `rows`), no block shares memory or waits, and an image is read from device memory once; its
-// neighbours on the right and the edges of strips are in L1. A tile in shared memory would store and load each pixel and
+// division are most of the work in double, is computed once (but for the column before a strip and the row above it: 1 in
+// 31, and 1 for `rows`, which are few only where there are too few of them for all warps), no block shares memory or
+// waits, and an image is read from device memory once; neighbours on the right and the edges of strips are in L1. A tile in shared memory would store and load each pixel and
 // both its fluxes, nine accesses where there are three here. A step of the accelerated method writes to another pair of
 // images, since neighbours still look at the old one.
 //
@@ -20,7 +20,7 @@
 //     operations): bound by memory, 4 us for 1024 x 1024 in float32 and 8 us in float64, so by the launch.
 //   tv_steps: 5 s bytes, of which up to 10^6 pixels stay in L2, and 8 kB of partial sums for each of up to 528 blocks:
 //     bound by the launch, 3 to 5 us a step up to 512 x 512, then by L2, then by memory, 7 us (float64 14 us) for
-//     1024 x 1024. One block: bound by its issue slots, 3 us (float64 9 us) for 128 x 128, 0.5 us for 32 x 32.
+//     1024 x 1024. One block: bound by its issue slots, 4 us (float64 8 us) for 128 x 128, 0.5 us for 32 x 32.
 //   tv_jacobian_t: 2 s bytes, bound by memory; by latency where images are few and small.
 
 typedef float float32;
