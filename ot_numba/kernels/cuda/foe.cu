@@ -117,8 +117,8 @@ __device__ __forceinline__ void tile(const Experts<T>& experts, const T* x, cons
   extern __shared__ __align__(16) unsigned char memory[];
   const int height = experts.height, width = experts.width, kh = experts.kh, kw = experts.kw, size = kh * kw;
   const int rows = experts.rows, columns = experts.columns, pitch = columns + kw - 1, part = (rows + kh - 1) * pitch;
-  T* const slopes = (T*)memory;  // and kh - 1 rows of zeros, for windows with pixels below the tile
-  T* const image = slopes + (rows + kh - 1) * columns;
+  T* const slopes = (T*)memory;  // windows with pixels below the tile go on into the image, and come to nothing
+  T* const image = slopes + rows * columns;
   T* const vector = image + part;
   T* const taps = HESSIAN ? vector + part : vector;
   const int high = rows - kh + 1, wide = columns - kw + 1;  // pixels
@@ -128,7 +128,6 @@ __device__ __forceinline__ void tile(const Experts<T>& experts, const T* x, cons
   load(x + start, height, width, top - kh + 1, left - kw + 1, rows + kh - 1, pitch, image);
   if (HESSIAN) load(v + start, height, width, top - kh + 1, left - kw + 1, rows + kh - 1, pitch, vector);
   copy(experts.filters, size, taps);
-  for (int e = rows * columns + threadIdx.x; e < (rows + kh - 1) * columns; e += blockDim.x) slopes[e] = 0;
   __syncthreads();
   const int first = threadIdx.x / columns * R, column = threadIdx.x % columns;
   double value = 0, product = 0;

@@ -43,13 +43,13 @@ def _best(images: tuple[int, int, int], x: Array, filters: Array, parts: int, wh
             shared = threads // 32 * (kh * kw + 2) * 8
         else:
             tile, extent = (rows - kh + 1, columns - kw + 1), (height, width)
-            numbers += (rows + kh - 1) * columns
+            numbers += rows * columns
             shared = 0
         shared += numbers * x.dtype.itemsize
         if min(tile) > 0 and shared <= SHARED:
             tiles = batch * math.prod(math.ceil(n / side) for n, side in zip(extent, tile, strict=True))
             time = tiles * rows * columns * max(1, MULTIPROCESSORS / max(1, tiles))
-            found[time] = _Region(rows, columns, tiles, threads, shared)
+            found.setdefault(time, _Region(rows, columns, tiles, threads, shared))
     return found[min(found)] if found else None
 
 
