@@ -421,10 +421,10 @@ def stencils(cupy):
 
 # one pixel, and both sides of strips of columns and of the rows that a warp goes down at a time
 IMAGES = [(1, 1, 1), (2, 1, 33), (1, 5, 1), (1, 4, 2), (3, 3, 31), (1, 5, 32), (2, 9, 33), (1, 8, 63), (1, 7, 64)]
-IMAGES += [(3, 60, 2)]  # in large problems more tasks than warps, and more blocks than a block has threads
+IMAGES += [(2, 130, 2)]  # in large problems more tasks than warps, and more blocks than a block has threads
 # and of filters, groups of their rows, what a thread holds, and tiles
 FILTERS = [
-    ((1, 1, 1), (1, 1)), ((3, 1, 70), (1, 4)), ((1, 9, 1), (2, 1)), ((2, 6, 63), (3, 2)), ((1, 14, 65), (4, 3)),
+    ((1, 1, 1), (1, 1)), ((3, 1, 70), (1, 4)), ((1, 9, 1), (2, 1)), ((2, 6, 63), (3, 2)), ((1, 14, 68), (4, 3)),
     ((2, 31, 61), (5, 5)), ((1, 27, 59), (7, 7)), ((1, 40, 20), (8, 9)), ((1, 20, 30), (9, 8)), ((1, 20, 21), (18, 19)),
     ((1, 1, 300), (1, 99)),
 ]  # fmt: skip
