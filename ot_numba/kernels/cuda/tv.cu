@@ -224,13 +224,13 @@ __device__ __forceinline__ void jacobian_t(const Shape& shape, const Penalty<T>&
 TV_JACOBIAN_T(float32)
 TV_JACOBIAN_T(float64)
 
-// Steps number `first` up to `last` unless the gradient of the one before was small enough, of which `blocks` blocks
-// have left the squared norm in `before`; this one's goes to `after`, and is left as it was where no step is taken. A
-// launch of several blocks takes one step. `found` gets the number of steps and, from a single block, the last norm.
 template <typename T> struct State {
   T *x, *z;
 };
 
+// Steps number `first` up to `last` unless the gradient of the one before was small enough, of which `blocks` blocks
+// have left the squared norm in `before`; this one's goes to `after`, and is left as it was where no step is taken. A
+// launch of several blocks takes one step. `found` gets the number of steps and, from a single block, the last norm.
 template <typename T>
 __device__ __forceinline__ void steps(const Shape& shape, const Penalty<T>& penalty, const T* y, T step, T momentum,
                                       double limit, State<T> old, State<T> next, i64 first, i64 last, int blocks,
