@@ -206,12 +206,12 @@ class FoEDenoising(SquaredErrorProblem):
         self._kernels = kernels_for(self.batch.xp, "stencils")
         self._gradient, self._hvp = self._kernels.foe_gradient, self._kernels.foe_hvp
 
-    def pack(self, filters: Any, *, weight: Any, smoothing: Any) -> np.ndarray:
+    def pack(self, filters: Any, *, weight: Any, smoothing: Any) -> Array:
         """Parameters of given filters, weights and smoothings, with the common factor of the weights 1."""
         count = self.filter_shape[0]
         logs = [np.log(np.broadcast_to(to_numpy(v), (count,)).astype(float)) for v in (weight, smoothing)]
         filters = np.reshape(to_numpy(filters).astype(float), self.filter_shape)
-        return np.concatenate([[0.0], *logs, filters.ravel()])
+        return self._like_images(np.concatenate([[0.0], *logs, filters.ravel()]), self.batch.xp.float64)
 
     def cosine_filters(self) -> np.ndarray:
         """Cosines of norm 1, those of least frequency but the constant, as filters to start from."""
@@ -235,12 +235,14 @@ class FoEDenoising(SquaredErrorProblem):
         weights = np.exp(np.clip(logs[0] + logs[1 : 1 + count], -LOG_LIMIT, LOG_LIMIT))
         return Experts(theta[1 + 2 * count :].reshape(self.filter_shape), weights, np.exp(logs[1 + count :]))
 
+    def _like_images(self, v: np.ndarray, dtype: Any) -> Array:
+        device = self.batch.device
+        return self.batch.xp.asarray(v, dtype=dtype, device=None if device == "cpu" else device)
+
     def _form(self, theta: Any) -> Experts:
-        xp, device, dtype = self.batch.xp, self.batch.device, self.batch.dtype
-        device = None if device == "cpu" else device
-        filters, weights, nus = self.read(theta)
-        vectors = (xp.asarray(v, dtype=xp.float64, device=device) for v in (weights, nus))
-        return Experts(xp.asarray(filters, dtype=dtype, device=device), *vectors)
+        filters, *vectors = self.read(theta)
+        vectors = (self._like_images(v, self.batch.xp.float64) for v in vectors)
+        return Experts(self._like_images(filters, self.batch.dtype), *vectors)
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product of q with the derivative of the gradient in theta, (p,), float64."""

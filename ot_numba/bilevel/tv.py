@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..arrays.namespaces import device_of
+from ..arrays.namespaces import device_of, to_numpy
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL
 from ..kernels import kernels_for
@@ -184,10 +184,10 @@ class TVDenoising(SquaredErrorProblem):
 
     def _form(self, theta: Any) -> tuple[Any, float, bool]:
         theta = parameters(theta, self.size)
-        nu = exp(theta[-1])
         if not self.per_pixel:
-            return exp(theta[0]), nu, self.isotropic
-        xp = self.batch.xp
+            w, nu = map(exp, to_numpy(theta))  # of a device in one piece
+            return w, nu, self.isotropic
+        nu, xp = exp(theta[-1]), self.batch.xp
         logs = xp.clip(theta[:-1], -LOG_LIMIT, LOG_LIMIT)
         return (
             xp.reshape(xp.astype(xp.exp(logs), self.batch.dtype), self.batch.images[1:]),

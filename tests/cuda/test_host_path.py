@@ -13,6 +13,7 @@ import scipy.sparse
 from emulation import configure, counted
 
 import ot_numba
+from ot_numba import bilevel
 from ot_numba.arrays import config
 from ot_numba.kernels.cuda import loader
 from ot_numba.optimize import conjugate_gradient, factorize_laplacian
@@ -181,6 +182,29 @@ def trained(p, **options):
     return numbers | {"loss": model.held_out_loss, "x": model.apply(p["u"])}
 
 
+FILTERS = [[[1.0, -1.0], [0.5, 0.0]], [[1.0, 0.0], [-1.0, 0.2]], [[0.3, -0.3], [-0.3, 0.3]]]
+
+
+def denoised(p, solve, *arguments, weight=0.1, **options):
+    found = solve(p["C"], *arguments, weight=weight, smoothing=0.05, tol=1e-2 * RTOL[str(p["C"].dtype)], **options)
+    return {"x": found.x, "value": found.value}
+
+
+def learned(p, make, theta=None, **options):
+    """A hypergradient, and what three steps make of the parameters."""
+    problem = make(p["C"], p["D"], **options)
+    theta = problem.pack(problem.cosine_filters(), weight=0.1, smoothing=0.1) if theta is None else theta(p)
+    found = bilevel.hypergradient(problem, theta, tol=1e-3)
+    after = bilevel.maid(problem, theta, accuracy=1e-2, max_iter=3, on_fail="ignore")
+    assert after.n_iter == 3
+    return {"gradient": found.grad, "x": found.x, "value": found.value, "theta": after.theta, "learned": after.x}
+
+
+def logarithms(p, *values):
+    own = ot_numba.arrays.array_namespace(p["C"])
+    return own.asarray(np.log(values))
+
+
 CALLS = {
     "matrix": lambda p: solved(p["C"], p["a"], p["b"]),
     "uniform weights": lambda p: solved(p["C"]),
@@ -277,6 +301,15 @@ CALLS = {
     "stored gradients": lambda p: stochastic(p, "sag"),
     "scale": lambda p: {"scale": ot_numba.cost_scale(cloud(p)), "reg": ot_numba.suggest_reg(p["C"])},
     "colours": images,
+    "denoising": lambda p: denoised(p, bilevel.denoise_tv),
+    "denoising, weights": lambda p: denoised(p, bilevel.denoise_tv, weight=p["C"], isotropic=False),
+    "denoising, signals": lambda p: denoised(p, bilevel.denoise_tv, batch=True),
+    "denoising by filters": lambda p: denoised(p, bilevel.denoise_foe, FILTERS),
+    "learning": lambda p: learned(p, bilevel.tv_denoising, lambda p: logarithms(p, 0.1, 0.05), isotropic=True),
+    "learning, weights": lambda p: learned(
+        p, bilevel.tv_denoising, lambda p: logarithms(p, *[0.1] * N * M, 0.05), per_pixel=True
+    ),
+    "learning of filters": lambda p: learned(p, bilevel.foe_denoising, n_filters=2, size=3),
 }
 
 
@@ -441,6 +474,26 @@ def test_layers_wait_at_the_end_only(cupy, data):
     layers, derivatives = many.launches[:25], many.launches[25:]
     assert {launch.name for launch in layers} == {"proximal_step_float64"}
     assert [launch.name for launch in derivatives] == ["masked_adjoint_float64", "sum_partials"] * 25
+
+
+@pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
+@pytest.mark.parametrize(("solve", "filters", "waits"), [("denoise_tv", (), 0.1), ("denoise_foe", (FILTERS,), 1)])
+def test_steps_of_denoising_are_launches(cupy, data, monkeypatch, solve, filters, waits):
+    monkeypatch.setattr("ot_numba.kernels.cuda.tv.ONE_BLOCK", 0)
+    y, found = cupy.asarray(data["C"]), []
+    for count in (100, 300):
+        with counted() as counts:
+            result = getattr(bilevel, solve)(
+                y, *filters, weight=1.0, smoothing=0.01, tol=0, max_iter=count, on_fail="ignore"
+            )
+        assert result.n_iter == count
+        found.append(counts)
+    few, many = found
+    syncs = many.syncs - few.syncs
+    assert syncs <= waits * 200
+    assert len(many.launches) - len(few.launches) == 200 + (syncs if solve == "denoise_tv" else 0)
+    assert many.to_device == few.to_device
+    assert many.peak == few.peak
 
 
 def iterate(matrix, right, **options):

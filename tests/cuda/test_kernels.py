@@ -30,6 +30,7 @@ def _checks_of(name):
 
 
 checks, topk_checks = map(_checks_of, ("contract", "topk"))
+stencil_checks = _checks_of("stencils")
 
 # dense; few coordinates, which are held in registers; many, which are multiplied as matrices
 COSTS = {"dense": (contract.DENSE, 1), "points": (contract.DOT, 3), "long points": (contract.DOT, 40)}
@@ -102,6 +103,8 @@ LARGE = {
     "stochastic": {"ONE_BLOCK": 1, "LOOP_STEPS": 2, "PIECE": 50},
     "topk": {"SHORT": 20, "ALL_WARPS": 16, "SCRATCH": 3000, "STORED": 500, "LARGEST_INDEX": 10},
     "thresholding": {"BLOCKS": 40, "BLOCK_ENTRIES": 8, "GROUPS": 2, "LONG": 300, "PIECE": 200},
+    "tv": {"WARPS": 40, "BLOCK_WARPS": 1, "ONE_BLOCK": 0, "MOST_ROWS": 3, "FEWEST": 3},
+    "foe": {"MULTIPROCESSORS": 1},
 }
 
 
@@ -524,6 +527,176 @@ def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
         assert [launch.name for launch in counts.launches] == launches
 
 
+# ---------------------------------------------------------------- images
+
+
+@pytest.fixture
+def stencils(cupy):
+    stencil_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.stencils"), cupy.asarray)
+    return stencil_checks
+
+
+# one pixel, and both sides of strips of columns and of the rows that a warp goes down at a time
+IMAGES = [(1, 1, 1), (2, 1, 33), (1, 5, 1), (1, 4, 2), (3, 3, 31), (1, 5, 32), (2, 9, 33), (1, 8, 63), (1, 7, 64)]
+IMAGES += [(2, 130, 2)]  # in large problems more tasks than warps, and more blocks than a block has threads
+# and of filters, groups of their rows, what a thread holds, and tiles
+FILTERS = [
+    ((1, 1, 1), (1, 1)), ((3, 1, 70), (1, 4)), ((1, 9, 1), (2, 1)), ((2, 6, 63), (3, 2)), ((1, 14, 68), (4, 3)),
+    ((2, 31, 61), (5, 5)), ((1, 27, 59), (7, 7)), ((1, 40, 20), (8, 9)), ((1, 20, 30), (9, 8)), ((1, 20, 21), (18, 19)),
+    ((1, 1, 300), (1, 99)),
+]  # fmt: skip
+
+
+def check_tv(stencils, dtype, images=IMAGES):
+    for index, shape in enumerate(images):
+        for isotropic, per_pixel in itertools.product((False, True), repeat=2):
+            drawn = stencils.Case(index, shape, dtype, isotropic, per_pixel)
+            with configure(seed=index):
+                for name in stencils.NAMES[:4]:
+                    stencils.check_tv("cuda", drawn, name)
+
+
+def check_foe(stencils, dtype, filters=FILTERS):
+    for index, (shape, size) in enumerate(filters):
+        drawn = stencils.FoeCase(index, shape, dtype, 1 + index % 3, size)
+        with configure(seed=index):
+            for name in stencils.NAMES[4:]:
+                stencils.check_foe("cuda", drawn, name)
+
+
+@each_dtype
+@pytest.mark.parametrize("check", [check_tv, check_foe])
+def test_stencil_sizes(stencils, check, dtype):
+    check(stencils, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("check", [check_tv, check_foe])
+def test_stencils_of_large_problems(stencils, check, dtype, monkeypatch):
+    make_small(monkeypatch)
+    check(stencils, dtype)
+
+
+def test_stencils_of_nothing(stencils):
+    for name in stencils.NAMES:
+        drawn = (stencils.Case if name.startswith("tv") else stencils.FoeCase)(0, (0, 4, 5))
+        for value in drawn.run("cuda", name):
+            assert name == "tv_steps" or not value.any()
+
+
+def test_stencil_derivatives(stencils):
+    stencils.test_tv_case_on_a_line("cuda")
+    for isotropic, per_pixel in itertools.product((False, True), repeat=2):
+        stencils.test_tv_derivatives("cuda", isotropic, (2, 4, 5), per_pixel)
+    stencils.test_foe_derivatives("cuda", (2, 5, 4), (2, 3))
+
+
+@each_dtype
+def test_hardly_any_smoothing(stencils, dtype):
+    for name in stencils.NAMES[:4]:
+        stencils.test_hardly_any_smoothing("cuda", dtype, name)
+    drawn = stencils.FoeCase(7, (1, 9, 9), dtype)
+    drawn.nus[:] = 1e-200
+    drawn.x[:, :6] = 0.5
+    drawn.filters -= drawn.filters.mean(axis=(1, 2), keepdims=True)
+    for name in stencils.NAMES[4:]:
+        for found in drawn.run("cuda", name):
+            assert np.isfinite(found).all()
+
+
+STEPPING = {"one block": {}, "one block, in turn": {"LOOP_STEPS": 2}, "blocks": LARGE["tv"]}
+
+
+def check_steps(stencils):
+    for count in (1, 2, 5, 40):
+        stencils.test_steps_are_accelerated_gradient("cuda", count)
+    for limit in (1e9, 0.5):
+        stencils.test_steps_stop_at_the_limit("cuda", limit)
+
+
+@pytest.mark.parametrize("stepping", STEPPING)
+def test_steps_of_total_variation(stencils, stepping, monkeypatch):
+    make_small(monkeypatch, tv=STEPPING[stepping])
+    check_steps(stencils)
+
+
+def test_filters_that_do_not_fit(stencils, monkeypatch):
+    make_small(monkeypatch, foe={"SHARED": 1000})
+    check_foe(stencils, "float64", FILTERS[:4])
+
+
+@each_dtype
+def test_stencil_bits_do_not_depend_on_the_order(stencils, dtype, monkeypatch):
+    make_small(monkeypatch)
+    for name in stencils.NAMES:
+        shape = (2, 33, 70)
+        drawn = (stencils.Case if name.startswith("tv") else stencils.FoeCase)(4, shape, dtype)
+        results = []
+        for schedule in SCHEDULES:
+            with configure(**schedule):
+                results.append(drawn.run("cuda", name))
+        for other in results[1:]:
+            for first, second in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(first, second)
+
+
+@on_the_emulated_device
+@pytest.mark.parametrize("name", [name for name in stencil_checks.NAMES if name != "tv_steps"])
+def test_stencils_take_one_launch_and_one_wait(cupy, stencils, name, monkeypatch):
+    """Data is read once and results are written once; neither responses nor differences are stored."""
+    make_small(monkeypatch, tv={"WARPS": 16})
+    drawn = (stencils.Case if name.startswith("tv") else stencils.FoeCase)(0, (2, 130, 100))
+    x, v = cupy.asarray(drawn.x), cupy.asarray(drawn.v)
+    out = cupy.empty_like(x)
+    if name.startswith("tv"):
+        form = (drawn.w, drawn.nu, drawn.isotropic)
+    else:
+        form = tuple(cupy.asarray(a) for a in (drawn.filters, drawn.weights, drawn.nus))
+    with counted() as counts:
+        result = getattr(stencils.BACKENDS["cuda"][0], name)(x, v, *form, *(() if "jacobian" in name else (out,)))
+    assert len(counts.launches) == 1
+    assert counts.syncs == (0 if name == "foe_jacobian_t" else 1)
+    assert counts.to_device == 0
+    assert counts.to_host < x.nbytes / 20
+    assert counts.peak < x.nbytes / 4
+    assert counts.live == sum(v.nbytes for v in result) if name == "foe_jacobian_t" else counts.live == 0
+    used = [t for t in counts.launches[0].traffic if t.read or t.written]
+    first, second, *rest = (t for t in used if t.size == x.nbytes)
+    assert first.read < 3.1 * x.nbytes  # neighbours and edges of strips and tiles, which a GPU finds in its caches
+    if name.endswith("gradient"):
+        assert second.read == x.nbytes
+    assert [t.written for t in rest] == ([] if "jacobian" in name else [x.nbytes])
+
+
+@on_the_emulated_device
+def test_steps_wait_ever_less(cupy, stencils, monkeypatch):
+    drawn = stencils.Case(3, (1, 12, 40))
+    arrays = (drawn.x, drawn.v, drawn.y, np.empty((2, *drawn.x.shape)))
+
+    def run(count, limit=0.0):
+        x, z, y, scratch = map(cupy.asarray, arrays)
+        with counted() as counts, configure(checked=False):
+            taken, _ = stencils.BACKENDS["cuda"][0].tv_steps(
+                x, z, y, drawn.w, drawn.nu, False, 0.05, 0.6, limit, count, scratch
+            )
+        assert counts.to_device == 0
+        assert counts.peak < x.nbytes / 4
+        return taken, len(counts.launches), counts.syncs
+
+    assert run(1000) == (1000, 1, 1)
+    make_small(monkeypatch, tv={"ONE_BLOCK": 0, "BLOCK_WARPS": 2})
+    waits = []
+    for count in (10, 100, 1000):
+        taken, launches, syncs = run(count)
+        assert (taken, launches) == (count, count + syncs)  # one for each step, and one before each look
+        waits.append(syncs)
+    assert waits[0] <= 2
+    assert max(waits[1] - waits[0], waits[2] - waits[1]) <= 11  # as many for each factor of 10
+    taken, launches, syncs = run(1000, 0.05)
+    assert 20 < taken < 500
+    assert launches - syncs <= 1.25 * taken + 8
+
+
 # ---------------------------------------------------------------- the checks notice what is broken
 
 FILES = sorted(path.name for path in loader.FOLDER.glob("*.cu*"))
@@ -599,6 +772,11 @@ def _quick_checks(cupy, family):
             yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
             yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
         yield functools.partial(thresholding_checks.check_adjoint, "cuda", 300_000, 1, "float64")
+    if family in ("tv", "foe"):
+        stencil_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.stencils"), cupy.asarray)
+        yield functools.partial({"tv": check_tv, "foe": check_foe}[family], stencil_checks, "float64")
+    if family == "tv":
+        yield functools.partial(check_steps, stencil_checks)
 
 
 def _double_precision(source, kernel):

@@ -87,9 +87,11 @@ tv_cases = st.builds(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_arguments_in_every_backend(name):
-    assert list(inspect.signature(getattr(CPU, name)).parameters) == list(
-        inspect.signature(getattr(GENERIC, name)).parameters
+    cuda = importlib.import_module("ot_numba.kernels.cuda.stencils")
+    cpu, gpu, generic = (
+        list(inspect.signature(getattr(module, name)).parameters) for module in (CPU, cuda, GENERIC)
     )
+    assert cpu == gpu == generic
 
 
 @each_backend
@@ -160,15 +162,19 @@ def test_tv_case_on_a_line(backend):
         np.testing.assert_allclose(J[1], (0.0357770876, -0.0243636465, -0.0821241193, 0.0707106781), atol=6e-11)
 
 
-@settings(max_examples=60, deadline=None)
-@given(case=tv_cases, name=st.sampled_from(NAMES[:4]))
-def test_tv_backends_agree(case, name):
+def check_tv(backend, case, name, **options):
     size = max(np.abs(case.x).max(), np.abs(case.y).max(), 1) * (1 + 8 * np.max(case.w) / case.nu)
     size *= np.abs(case.v).max() * case.x.size if name == "tv_jacobian_t" else 1
-    for ours, theirs in zip(case.run("cpu", name), case.run("generic", name), strict=True):
+    for ours, theirs in zip(case.run(backend, name, **options), case.run("generic", name, **options), strict=True):
         if ours.ndim:
             assert ours.dtype == theirs.dtype
         np.testing.assert_allclose(ours, theirs, rtol=RTOL[case.dtype], atol=size * 8 * np.finfo(case.dtype).eps)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=tv_cases, name=st.sampled_from(NAMES[:4]))
+def test_tv_backends_agree(case, name):
+    check_tv("cpu", case, name)
 
 
 @each_backend
@@ -213,6 +219,9 @@ def test_steps_stop_at_the_limit(backend, limit):
     if limit > 1e6:
         np.testing.assert_array_equal(z, case.v)
         assert taken == 1
+    for count in range(max(1, int(taken) - 1), int(taken) + 2):  # numbers of steps, x and z are those of the reference
+        check_tv(backend, case, "tv_steps", steps=(0.05, 0.6, limit, count))
+    assert case.run(backend, "tv_steps", steps=(0.05, 0.6, norm, 1000))[0][0] == taken  # the limit itself is enough
     case.y[0, 3, 2] = np.nan
     (taken, norm), *_ = case.run(backend, "tv_steps", steps=(0.05, 0.6, limit, 1000))
     assert taken == 1
@@ -322,11 +331,15 @@ foe_cases = st.builds(
 )
 
 
+def check_foe(backend, case, name):
+    size = case.x.size if name == "foe_jacobian_t" else 1
+    scale = size * 1e3 * np.finfo(case.dtype).eps * np.abs(case.filters).max() ** 2
+    for ours, theirs in zip(case.run(backend, name), case.run("generic", name), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=RTOL[case.dtype], atol=max(scale, 1e-12))
+
+
 @settings(max_examples=40, deadline=None)
 @given(case=foe_cases, name=st.sampled_from(NAMES[4:]))
 def test_foe_backends_agree(case, name):
-    size = case.x.size if name == "foe_jacobian_t" else 1
-    scale = size * 1e3 * np.finfo(case.dtype).eps * np.abs(case.filters).max() ** 2
-    for ours, theirs in zip(case.run("cpu", name), case.run("generic", name), strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_allclose(ours, theirs, rtol=RTOL[case.dtype], atol=max(scale, 1e-12))
+    check_foe("cpu", case, name)
