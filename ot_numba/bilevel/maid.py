@@ -9,7 +9,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL
 from .hypergradient import BilevelProgress, BilevelResult, Callback, Run, Solved, finish, make_run
-from .problem import BilevelProblem
+from .problem import BilevelProblem, upper_smoothness
 
 Array = Any
 FLOOR = 1e-14  #: smallest accuracy that is asked for
@@ -38,6 +38,7 @@ def maid(
     check_descent: bool = True,
     fixed_accuracy: bool = False,
     solver: str = "auto",
+    linear: str = "cg",
     constants: str = "given",
     max_lower_iter: int = 100_000,
     callback: Callback | None = None,
@@ -65,7 +66,7 @@ def maid(
     problem : BilevelProblem
         The problem.
     theta : array_like of shape (p,), or number
-        Where to start.
+        Where to start. If p is 0 that is the end, too.
     init : array, pair (x, q), Hypergradient or BilevelResult, optional
         Where the solvers of the lower level and of the linear system start; default ``problem.start`` and 0.
     tol : float
@@ -94,7 +95,7 @@ def maid(
         smaller than they must be: without it fewer gradients are needed, and there is no certificate of descent.
     fixed_accuracy : bool
         Never change the accuracies; for comparison.
-    solver, constants
+    solver, linear, constants
         As in `hypergradient`.
     max_lower_iter : int
         Largest number of gradients of one solve of the lower level.
@@ -144,7 +145,7 @@ def maid(
     (True, [-1.0])
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
-    run = make_run(problem, theta, init, solver, max_lower_iter, constants)
+    run = make_run(problem, theta, init, solver, linear, max_lower_iter, constants)
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=0)
     run.budget = math.inf if max_gradients is None else check_int(max_gradients, "max_gradients", low=1)
@@ -261,7 +262,7 @@ def _bounds(run: Run, at: Solved, theta: Array) -> tuple[float, float]:
     """Bounds of the exact upper level, from a point and its accuracy."""
     value = float(run.problem.upper(at.x, theta))
     slope = run.norm(run.problem.upper_grad(at.x, theta)) * at.accuracy
-    bend = 0.5 * run.L_g * at.accuracy**2
+    bend = 0.5 * upper_smoothness(run.problem, theta) * at.accuracy**2
     return value - slope - (0.0 if getattr(run.problem, "upper_convex", False) else bend), value + slope + bend
 
 
@@ -278,6 +279,7 @@ def hoag(
     factor: float = 0.9,
     bounds: tuple[float, float] = (-12.0, 12.0),
     solver: str = "auto",
+    linear: str = "cg",
     max_lower_iter: int = 100_000,
     callback: Callback | None = None,
     progress: bool = False,
@@ -293,7 +295,7 @@ def hoag(
 
     Parameters
     ----------
-    problem, theta, init, tol, max_iter, max_gradients, solver, max_lower_iter, callback, progress, on_fail
+    problem, theta, init, tol, max_iter, max_gradients, solver, linear, max_lower_iter, callback, progress, on_fail
         As in `maid`.
     accuracy : float
         :math:`\varepsilon_0`, of both solvers.
@@ -337,7 +339,7 @@ def hoag(
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
     check_choice(schedule, "schedule", SCHEDULES)
-    run = make_run(problem, theta, init, solver, max_lower_iter, "given")
+    run = make_run(problem, theta, init, solver, linear, max_lower_iter, "given")
     xp = run.xp
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=0)

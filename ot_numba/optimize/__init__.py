@@ -1,11 +1,13 @@
 """Optimisers and linear solvers that the methods share."""
 
-from .accelerated_gradient import AcceleratedGradientResult, accelerated_gradient
+from .accelerated_gradient import CertifiedResult, accelerated_gradient
 from .adam import adam
-from .conjugate_gradient import CGResult, conjugate_gradient
+from .conjugate_gradient import CGResult, conjugate_gradient, jacobi
 from .factorization import factorize_laplacian, factorize_rows, factorize_sparse
 from .gradient_descent import gradient_descent
 from .lbfgs import lbfgs
+from .minres import minres
+from .newton_cg import newton_cg
 from .objectives import LogisticLoss, LogSumExp, PowerNorm, SoftmaxLoss
 from .regularized_newton import (
     Diagonal,
@@ -17,8 +19,8 @@ from .regularized_newton import (
 from .result import OptimizeProgress, OptimizeResult, OptimizeState
 
 __all__ = [
-    "AcceleratedGradientResult",
     "CGResult",
+    "CertifiedResult",
     "Diagonal",
     "LogSumExp",
     "LogisticLoss",
@@ -37,6 +39,9 @@ __all__ = [
     "factorize_rows",
     "factorize_sparse",
     "gradient_descent",
+    "jacobi",
     "lbfgs",
+    "minres",
+    "newton_cg",
     "regularized_newton",
 ]
