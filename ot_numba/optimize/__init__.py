@@ -3,7 +3,9 @@
 from .accelerated_gradient import CertifiedResult, accelerated_gradient
 from .adam import adam
 from .conjugate_gradient import CGResult, conjugate_gradient, jacobi
+from .cubic_newton import cubic_newton
 from .factorization import factorize_laplacian, factorize_rows, factorize_sparse
+from .fast_gradient import fast_gradient
 from .gradient_descent import gradient_descent
 from .lbfgs import lbfgs
 from .minres import minres
@@ -17,6 +19,7 @@ from .regularized_newton import (
     regularized_newton,
 )
 from .result import OptimizeProgress, OptimizeResult, OptimizeState
+from .super_newton import super_newton
 
 __all__ = [
     "CGResult",
@@ -35,13 +38,16 @@ __all__ = [
     "accelerated_gradient",
     "adam",
     "conjugate_gradient",
+    "cubic_newton",
     "factorize_laplacian",
     "factorize_rows",
     "factorize_sparse",
+    "fast_gradient",
     "gradient_descent",
     "jacobi",
     "lbfgs",
     "minres",
     "newton_cg",
     "regularized_newton",
+    "super_newton",
 ]

@@ -269,6 +269,20 @@ def test_svm_learns_quickly():
         problem.upper(x, np.zeros_like(y))
 
 
+def test_svm_does_not_depend_on_the_order_of_points():
+    rng = np.random.default_rng(0)
+    (Z, labels), valid = moons(rng, 60), moons(rng, 30)
+    order = rng.permutation(60)
+    first, second = svm_hyperparameters(Z, labels, *valid), svm_hyperparameters(Z[order], labels[order], *valid)
+    weights = rng.uniform(-6, -4, 60)
+    options = {"max_iter": 200}
+    one = lvhba(first, weights, first.start()[1], **options)
+    other = lvhba(second, weights[order], second.start()[1], **options)
+    np.testing.assert_allclose(other.x, one.x[order], atol=1e-9)
+    np.testing.assert_allclose(other.lam, one.lam[order], atol=1e-9)
+    np.testing.assert_allclose(other.y[3:], one.y[3:][order], atol=1e-9)
+
+
 def affine_problem():
     """f = |x - y|^2 / 2 with A y + H x = 0 and B x = 0; a nonconvex upper level."""
     rng = np.random.default_rng(0)

@@ -99,13 +99,44 @@ def test_loose_accuracy_is_no_convergence():
     assert result.status == "line_search"
 
 
-def test_line_search_uses_the_accuracy_of_each_value():
-    # with an old value and a new accuracy the test would pass steps that increase f
-    problem = random_quadratic(np.random.default_rng(6))
-    values = []
-    maid(problem, 3 * np.ones(4), accuracy=5.0, step=1.0, max_iter=40, on_fail="ignore",
-         callback=lambda entry, theta, x: values.append(problem.upper(solution(problem, theta), theta)))  # fmt: skip
-    assert all(b < a for a, b in itertools.pairwise(values))
+class Worst:
+    """h = x^2 - theta x, g = (x - 1)^2 / 2, solved as badly as asked for, on one side of the solution."""
+
+    L_g, upper_convex = 1.0, True
+
+    def __init__(self, side):
+        self.side = side
+
+    def lower_solve(self, theta, x0, tol):
+        return theta / 2 + self.side * 0.5 * tol * (1 - 1e-9), 1
+
+    def exact(self, theta):
+        return self.upper(theta / 2, theta)
+
+    upper = staticmethod(lambda x, theta: 0.5 * float((x[0] - 1) ** 2))
+    upper_grad = staticmethod(lambda x, theta: x - 1)
+    lower_grad = staticmethod(lambda x, theta: 2 * x - theta)
+    lower_hvp = staticmethod(lambda x, theta, v: 2 * v)
+    lower_jac_t = staticmethod(lambda x, theta, q: -q)
+    mu = lipschitz = staticmethod(lambda theta: 2.0)
+    jac_norm = staticmethod(lambda x, theta: 1.0)
+    L_Hinv = L_J = staticmethod(lambda theta: 0.0)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("step", [0.5, 5.0, 50.0])
+def test_line_search_uses_the_accuracy_of_each_value(side, step):
+    # a loss from before the accuracy was tightened would pass steps far beyond the minimum
+    problem, thetas = Worst(side), []
+    result = maid(
+        problem, 1.9, init=np.zeros(1), accuracy=0.5, step=step, max_iter=12, tol=1e-6, on_fail="ignore",
+        callback=lambda entry, theta, x: thetas.append(theta),
+    )  # fmt: skip
+    assert result.history[0].n_refinements > 0
+    values = [problem.exact(theta) for theta in thetas]
+    for entry, before, after in zip(result.history, values, values[1:], strict=False):
+        assert after - before <= entry.certified_change + 1e-15 <= -0.1 * entry.step * entry.grad_norm**2 + 2e-15
+    assert values[-1] < 0.1 * values[0]
 
 
 def test_momentum_is_in_use():
