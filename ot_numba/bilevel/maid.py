@@ -289,9 +289,9 @@ def hoag(
 
     Steps of 1/L with :math:`\varepsilon_k = \varepsilon_0 c^k` (``"geometric"``), :math:`\varepsilon_0 / k^2`
     (``"quadratic"``) or :math:`\varepsilon_0 / k^3` (``"cubic"``). With :math:`g_k` the upper level before a step and
-    d the length of the step before it: if :math:`g_k \le g_{k-1} + \varepsilon_k / 4 + \tfrac54 \varepsilon_{k-1} d -
-    L d^2`, L is multiplied by 0.95; if :math:`g_k \ge 1.2\, g_{k-1}`, L is doubled, the accuracy halved, and the step
-    before is taken back.
+    :math:`d = \|z\| / L` its length: if :math:`g_k \le g_{k-1} + \varepsilon_k / 4 + \tfrac54 \varepsilon_{k-1} d -
+    L d^2`, L is multiplied by 0.95; if :math:`g_k \ge 1.2\, g_{k-1}`, L is doubled, the accuracy halved for good, and
+    no step is taken.
 
     Parameters
     ----------
@@ -351,9 +351,9 @@ def hoag(
         raise ValueError(f"bounds must be increasing, got {bounds}")
 
     bar = progress_bar(max_iter, "hoag") if progress else None
-    theta, old_theta = xp.clip(run.theta, low, high), None
+    theta = xp.clip(run.theta, low, high)
     history: list[BilevelProgress] = []
-    status, old_value, old_eps, length, L, shrink = "max_iter", math.inf, first, 0.0, math.nan, 1.0
+    status, old_value, old_eps, L, shrink = "max_iter", math.inf, first, math.nan, 1.0
     at = Solved(run.start, math.inf, math.inf, "start")
     try:
         for n_iter in range(max_iter + 1):
@@ -370,11 +370,16 @@ def hoag(
                 L = found.norm / math.sqrt(theta.shape[0]) if found.norm > 1e-3 else 1.0
             done = found.norm <= tol and found.bound <= tol
             last = done or n_iter == max_iter or run.spent
-            back = old_theta is not None and value >= 1.2 * old_value and not last
+            length = found.norm / L
+            falls_enough = value <= old_value + 0.25 * eps + 1.25 * old_eps * length - L * length**2
+            refused = not falls_enough and value >= 1.2 * old_value and not last
+            if not last:
+                L *= 0.95 if falls_enough else 2.0 if refused else 1.0
             history.append(
                 BilevelProgress(
                     n_iter, value, found.norm, found.bound, at.accuracy, found.linear_accuracy,
-                    math.nan if last or back else 1 / L, math.nan, 0, int(back), run.n_gradients, run.n_products,
+                    math.nan if last or refused else 1 / L, math.nan, 0, int(refused), run.n_gradients,
+                    run.n_products,
                 )
             )
             if _stopped(callback, history[-1], theta, at.x):
@@ -383,15 +388,11 @@ def hoag(
             if last:
                 status = "converged" if done else "max_iter" if n_iter == max_iter else "budget"
                 break
-            if back:
-                L, shrink, theta, old_theta = 2 * L, 0.5 * shrink, old_theta, None
+            if refused:
+                shrink *= 0.5
             else:
-                if value <= old_value + 0.25 * eps + 1.25 * old_eps * length - L * length**2:
-                    L *= 0.95
-                old_theta, old_value = theta, value
                 theta = xp.clip(theta - found.z / L, low, high)
-                length = run.norm(theta - old_theta)
-            old_eps = eps
+            old_value, old_eps = value, eps
             if bar is not None:
                 bar.update(1)
     finally:

@@ -450,6 +450,17 @@ def test_birkhoff_bound(reg):
     assert np.linalg.norm(result.x - exact) <= result.accuracy <= 1e-6
 
 
+def test_birkhoff_bound_is_tight():
+    # two points on each side, where a step contracts by no more than the bound has it
+    problem, theta = entropic_ot_reg([[0.0, 1.0], [1.0, 0.0]]), np.array([math.log(0.2)])
+    g = np.array([1e-4, -1e-4])  # of the solution 0
+    f = -0.2 * np.log(0.5 * np.exp((g - np.array([[0.0, 1.0], [1.0, 0.0]])) / 0.2).sum(axis=1))
+    exact, _ = problem.lower_solve(theta, None, 1e-15)
+    x = np.concatenate([f, g])
+    x = x - np.repeat([1, -1], 2) * (f.sum() - g.sum()) / 4
+    assert 1 <= problem.lower_error(x, theta) / np.linalg.norm(x - exact) < 1.01
+
+
 def test_birkhoff_bound_says_nothing_at_small_strengths():
     problem, theta = entropic_ot_reg(cloud_cost()), np.array([math.log(0.02)])
     assert problem.lower_error(problem.start, theta) is None

@@ -97,12 +97,13 @@ def test_unbiased_toy(n):
     errors = {}
     seen = lambda entry, x, y: errors.update({entry.n_iter: relative(x, 1.0)})  # noqa: E731
     result = lvhba(  # the bound of the multiplier is its value, and no matter
-        Toy(n, True), np.zeros(n), np.zeros(2 * n), max_iter=50_000, record_every=1000, callback=seen,
+        Toy(n, True), np.zeros(n), np.zeros(2 * n), max_iter=50_000, record_every=100, callback=seen,
         on_fail="ignore", **UNBIASED,
     )  # fmt: skip
     assert errors[1000] == pytest.approx(2.5e-1, rel=0.02)
     assert errors[10_000] == pytest.approx(2.4e-4, rel=0.02)
-    assert errors[20_000] == pytest.approx(1.0e-6, rel=0.05)
+    assert errors[20_000] == pytest.approx(1.04e-6, rel=0.01)
+    assert errors[20_100] < 1e-6
     assert errors[50_000] < 1e-11
     assert result.y[:n] == pytest.approx(np.full(n, 2.0), abs=1e-8)
     assert result.y[n:] == pytest.approx(np.full(n, -3.0), abs=1e-8)
@@ -124,17 +125,25 @@ def test_fixed_point_of_the_toy():
 
 
 def test_published_constants_diverge():
-    # simultaneous, unscaled steps of the size that was published
-    with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            result = lvhba(
-                Toy(100, False), np.full(100, 10.0), np.full(200, 10.0), lower_step=0.01, step=0.008,
-                multiplier_step=0.02, penalty=0.025, scale_constraints=False, alternate=False, max_iter=1500,
-                on_fail="ignore",
-            )  # fmt: skip
-        except FloatingPointError:
-            return
-    assert relative(result.x, -0.3) > 1
+    # simultaneous, unscaled steps of the size that was published: the multiplier swings between its bounds
+    published = {"lower_step": 0.01, "step": 0.008, "multiplier_step": 0.02, "penalty": 0.025, "record_every": 100}
+    errors = {}
+    run = lambda **options: lvhba(  # noqa: E731
+        Toy(100, False), np.full(100, 10.0), np.full(200, 10.0), on_fail="ignore",
+        callback=lambda entry, x, y: errors.update({entry.n_iter: relative(x, -0.3)}), **published, **options,
+    )  # fmt: skip
+    result = run(scale_constraints=False, alternate=False, max_iter=6000)
+    assert errors[100] < 0.3 < 10 < errors[1500] < 15
+    assert max(errors.values()) > 150
+    assert result.lam_at_bound
+    assert abs(result.lam[0]) == 1000
+    # scaled they do not, alternate or not
+    for alternate in (True, False):
+        errors.clear()
+        result = run(alternate=alternate, max_iter=6000)
+        assert max(errors.values()) < 0.65
+        assert errors[6000] < 0.4
+        assert result.lam == pytest.approx([-1], abs=0.05)
 
 
 def proximal_case():
@@ -331,6 +340,20 @@ def test_multiplier_bound_is_reported():
         result = lvhba(Toy(10, False), np.zeros(10), np.zeros(20), bound=0.2, max_iter=3000)
     assert result.lam_at_bound
     assert result.lam == pytest.approx([-0.2])
+
+
+def test_numbers_that_are_none_halve_the_steps():
+    # f is not defined from 1.5 on, where one step of 1.6 leads and two of 0.8 do not
+    problem = SimpleNamespace(
+        upper=lambda x, y: float((y[0] - 1) ** 2),
+        upper_grad=lambda x, y: (0 * x, 2 * (y - 1)),
+        lower_grad=lambda x, y: (x - y, np.where(y < 1.5, y - x, np.nan)),
+    )
+    result = lvhba(problem, [1.0], [0.0], step=0.1, lower_step=1.6, max_iter=2000)
+    assert {(entry.step, entry.lower_step) for entry in result.history} == {(0.05, 0.8)}
+    assert result.x[0] == pytest.approx(1, abs=1e-3)
+    with pytest.raises(FloatingPointError, match=r"diverged at iteration 2 with step=0\.05, lower_step=1\.6"):
+        lvhba(problem, [1.0], [0.0], step=0.1, lower_step=3.2, max_iter=2000)
 
 
 def test_divergence_halves_once_then_raises():

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -245,3 +244,35 @@ def test_hoag(schedule):
     assert result.value == pytest.approx(best_value(problem), rel=1e-2)
     clipped = hoag(problem, np.zeros(4), bounds=(-0.01, 0.01), max_iter=20, on_fail="ignore")
     assert np.abs(clipped.theta).max() <= 0.01
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "quadratic", "cubic"])
+@pytest.mark.parametrize("first", [1.0, 1e-3])
+def test_hoag_obeys_its_rule(schedule, first):
+    problem = random_quadratic(np.random.default_rng(3))
+    history = hoag(problem, first * np.ones(4), schedule=schedule, max_iter=80, accuracy=0.5, on_fail="ignore").history
+    steep = type("Steep", (), {"__getattr__": lambda self, name: getattr(problem, name)})()
+    steep.upper = lambda x, theta: problem.upper(x, theta) ** 2  # rises by more than its gradient says
+    history += hoag(steep, first * np.ones(4), schedule=schedule, max_iter=80, accuracy=0.5, on_fail="ignore").history
+    kinds = set()
+    for entry in history:
+        k = entry.n_iter + 1
+        if k == 1:
+            L, old_value, shrink, old_eps = entry.grad_norm / 2, math.inf, 1.0, 0.5
+        eps = 0.5 * shrink * {"geometric": 0.9 ** (k - 1), "quadratic": k**-2, "cubic": k**-3}[schedule]
+        assert entry.accuracy <= eps
+        assert entry.linear_accuracy <= eps
+        d = entry.grad_norm / L
+        if entry.n_iter == 80:
+            continue
+        if entry.value <= old_value + eps / 4 + 1.25 * old_eps * d - L * d * d:
+            kind, L = "longer", 0.95 * L
+        elif entry.value >= 1.2 * old_value:
+            kind, L, shrink = "none", 2 * L, shrink / 2
+        else:
+            kind = "same"
+        kinds.add(kind)
+        assert entry.n_backtracks == (kind == "none")
+        assert math.isnan(entry.step) if kind == "none" else entry.step == pytest.approx(1 / L, rel=1e-12)
+        old_value, old_eps = entry.value, eps
+    assert len(kinds) >= 2
