@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays.namespaces import array_namespace, is_numpy
+from ..arrays.namespaces import array_namespace, device_of, is_numpy
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from .conjugate_gradient import conjugate_gradient
 
 Array = Any
 ROUNDING = 4e-16  #: of the value, relative: no decrease below it can be asked for
+SMALLEST = 1e-300  #: radius
+LIFT, SINGULAR = 1e-8, 1e-14  #: of the mean diagonal of a metric, added to it if a squared pivot is no more than this
 CG_TOL = 1e-2
 
 
@@ -147,7 +149,8 @@ def regularized_newton(
     x0 : array_like of shape (n,)
         Where to start.
     metric : array of shape (n,) or (n, n), optional
-        B, positive definite; a vector is its diagonal; default the identity. A full B does not go with `Diagonal`.
+        B, positive definite; a vector is its diagonal; default the identity. A full B does not go with `Diagonal`. To a
+        singular B 1e-8 of its mean diagonal is added.
     radius, radius_min : float
         First radius, and the smallest that an iteration starts with.
     tol : float
@@ -211,7 +214,7 @@ class _Radius:
 
     def step(self, H: Any, B: Metric, g: Array, natural: Array, norm: float, tol: float) -> tuple[Array | None, float]:
         """Step, None where H and what is added to it is not positive definite, and the multiple of B that is added."""
-        lam = norm / self.radius
+        lam = norm / self.radius if self.radius > SMALLEST else math.inf
         return newton_step(H, B, lam, g, natural, tol), lam
 
     def accepts(self, gain: float, slack: float, slope: float, norm_new: float, lam: float) -> bool:
@@ -262,10 +265,12 @@ def descend(
         if norm <= tol:
             break
         H = hess(x)
-        slack = ROUNDING * max(1.0, abs(value))
+        slack, taken = ROUNDING * max(1.0, abs(value)), False
         for _ in range(max_search):
             n_solves += 1
             step, lam = rule.step(H, B, g, natural, norm, min(CG_TOL, math.sqrt(norm / first)))
+            if not math.isfinite(lam):
+                break
             if step is not None:
                 with np.errstate(over="ignore", invalid="ignore"):
                     new = x + step
@@ -274,10 +279,11 @@ def descend(
                 if value_new <= value + slack:
                     g_new = grad(new)
                     natural_new, norm_new = B.dual(g_new)
-                    if rule.accepts(value - value_new, slack, float(xp.sum(step * g_new)), norm_new, lam):
+                    taken = rule.accepts(value - value_new, slack, float(xp.sum(step * g_new)), norm_new, lam)
+                    if taken:
                         break
             rule.fail()
-        else:
+        if not taken:
             status = "stalled"
             break
         x, value, g, natural, norm = new, value_new, g_new, natural_new, norm_new
@@ -301,9 +307,17 @@ class Metric:
         self.xp, self.B = xp, B
         self.solve = None
         if B is not None and B.ndim == 2:
-            self.solve = _factorized(xp, B)
+            self.solve = _factorized(xp, B, SINGULAR)
             if self.solve is None:
-                raise ValueError("metric must be positive definite")
+                lift = LIFT * float(xp.mean(xp.linalg.diagonal(B)))
+                self.B = B + lift * xp.eye(B.shape[0], dtype=B.dtype, device=device_of(B))
+                self.solve = _factorized(xp, self.B) if lift > 0 else None
+            if self.solve is None:
+                raise ValueError("metric must be positive semi-definite, and not 0")
+        elif B is not None and not float(xp.min(B)) > 0:
+            if not float(xp.min(B)) == 0 < float(xp.max(B)):
+                raise ValueError(f"metric must be positive, got {float(xp.min(B))}")
+            self.B = B + LIFT * float(xp.mean(B))
 
     def inverse(self, g: Array) -> Array:
         """``B^-1 g``."""
@@ -371,19 +385,21 @@ def metric_of(xp: Any, metric: Any, x: Array) -> Metric:
     B = as_float_array(metric, "metric", ndim=(1, 2), xp=xp)
     if tuple(B.shape) not in ((x.shape[0],), (x.shape[0], x.shape[0])):
         raise ValueError(f"metric must have shape ({x.shape[0]},) or twice that, got {tuple(B.shape)}")
-    if B.ndim == 1 and not float(xp.min(B)) > 0:
-        raise ValueError(f"metric must be positive, got {float(xp.min(B))}")
     return Metric(xp, B)
 
 
-def _factorized(xp: Any, S: Array) -> Callable[[Array], Array] | None:
-    """``r -> S^-1 r``; None if S is not positive definite."""
+def _factorized(xp: Any, S: Array, least: float = 0.0) -> Callable[[Array], Array] | None:
+    """``r -> S^-1 r``; None if S is not positive definite, or a squared pivot at most `least` times the largest."""
+    def singular(factor: Array) -> bool:
+        pivots = xp.linalg.diagonal(factor) ** 2
+        return bool(xp.min(pivots) <= least * xp.max(pivots))
+
     if not is_numpy(xp):
         try:
             factor = xp.linalg.cholesky(S)
         except Exception:  # each library has its own
             return None
-        if not bool(xp.all(xp.isfinite(factor))):
+        if not bool(xp.all(xp.isfinite(factor))) or singular(factor):
             return None
         return lambda r: xp.linalg.solve(S, r[:, None])[:, 0]
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -392,12 +408,16 @@ def _factorized(xp: Any, S: Array) -> Callable[[Array], Array] | None:
         factor = cho_factor(S, lower=True, check_finite=False)
     except LinAlgError:
         return None
+    if singular(factor[0]):
+        return None
     return lambda r: cho_solve(factor, r, check_finite=False)
 
 
 def newton_step(H: Any, B: Metric, lam: float, g: Array, natural: Array, tol: float) -> Array | None:
-    """``-(H + lam B)^-1 g``; None if that matrix is not positive definite."""
+    """``-(H + lam B)^-1 g``; None if that matrix is not positive definite, or lam not finite."""
     xp = B.xp
+    if not math.isfinite(lam):
+        return None
     if isinstance(H, RankOne):
         w = natural if H.u is g else B.inverse(H.u)
         bottom = lam + H.scale * float(xp.sum(H.u * w))

@@ -276,6 +276,8 @@ def test_svm_learns_quickly():
     assert result.z.max() > 0
     with pytest.raises(ValueError, match="w is 0"):
         problem.upper(x, np.zeros_like(y))
+    cut = problem.lower_grad(np.full_like(x, 1e3), y)[0]
+    np.testing.assert_array_equal(cut, problem.lower_grad(np.full_like(x, 50.0), y)[0])
 
 
 def test_svm_does_not_depend_on_the_order_of_points():
@@ -333,6 +335,28 @@ def test_affine_constraints():
     result = lvhba(problem, x, y, max_iter=1000)
     assert np.abs(joint @ np.concatenate([result.x, result.y])).max() < 1e-10
     assert result.violation < 1e-10
+
+
+def test_equalities_among_inequalities():
+    # y = x up to y_0 = 1, y_1 <= 2 and y_2 <= 2: the first multiplier is negative, that of a slack constraint 0
+    def project(x, y):
+        return x, np.r_[1.0, np.minimum(y[1:], 2.0)]
+
+    problem = SimpleNamespace(
+        equality=np.array([True, False, False]),
+        upper=lambda x, y: float((x - [3.0, 3.0, 1.0]) @ (x - [3.0, 3.0, 1.0])),
+        upper_grad=lambda x, y: (2 * (x - [3.0, 3.0, 1.0]), 0 * y),
+        lower=lambda x, y: 0.5 * float((x - y) @ (x - y)),
+        lower_grad=lambda x, y: (x - y, y - x),
+        constraint=lambda x, y: np.r_[1 - y[0], y[1:] - 2],
+        constraint_jac_t=lambda x, y, lam: (0 * x, np.r_[-lam[0], lam[1:]]),
+        project=project,
+    )
+    result = lvhba(problem, np.zeros(3), np.zeros(3), max_iter=20_000)
+    np.testing.assert_allclose(result.x, [3, 3, 1], atol=1e-2)
+    np.testing.assert_allclose(result.y, [1, 2, 1], atol=1e-2)
+    np.testing.assert_allclose(result.lam, [-2, 1, 0], atol=2e-2)
+    assert result.violation == 0
 
 
 def test_multiplier_bound_is_reported():

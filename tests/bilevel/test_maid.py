@@ -127,6 +127,15 @@ class Worst:
     L_Hinv = L_J = staticmethod(lambda theta: 0.0)
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_no_step_along_nothing(check):
+    # x is exact, so that a step of length 0 would fulfil the test of decrease
+    result = maid(Worst(0), 0.5, init=np.zeros(1), linear_accuracy=10.0, step=2.0, check_descent=check, tol=1e-4)
+    assert result.converged
+    assert result.theta == pytest.approx([2], abs=1e-3)
+    assert result.history[0].n_refinements > 3
+
+
 @pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize("step", [0.5, 5.0, 50.0])
 def test_line_search_uses_the_accuracy_of_each_value(side, step):
@@ -247,6 +256,8 @@ def test_hoag(schedule):
     result = hoag(problem, np.zeros(4), schedule=schedule, max_iter=300, tol=1e-3, on_fail="ignore")
     assert result.value < problem.upper(solution(problem, np.zeros(4)), None)
     assert result.value == pytest.approx(best_value(problem), rel=1e-2)
+    scalar = hoag(Worst(1), 1.0, init=np.zeros(1), schedule=schedule, on_fail="ignore")
+    assert scalar.theta == pytest.approx([2], abs=0.01)
     clipped = hoag(problem, np.zeros(4), bounds=(-0.01, 0.01), max_iter=20, on_fail="ignore")
     assert np.abs(clipped.theta).max() <= 0.01
 

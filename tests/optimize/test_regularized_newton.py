@@ -281,6 +281,31 @@ def test_rounding_of_the_value_does_not_shorten_steps():
     assert result.n_solves <= result.n_iter + 3
 
 
+def test_singular_metrics_are_lifted(xp):
+    f, same = quartic()
+    A = same - 1e-8 * np.eye(200)  # of rank 100
+    values, result = values_of(f, "fisher", np.ones(200), metric=A, max_iter=20)
+    assert values[20] < 1e-7
+    g = LogisticLoss(xp.asarray([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), xp.asarray([1.0, -1.0, -1.0]))
+    for metric in (np.diag([1.0, 0.0]), np.array([1.0, 0.0])):
+        result = regularized_newton(g.value, g.grad, g.hess, xp.zeros(2), metric=xp.asarray(metric), max_iter=3,
+                                    on_fail="ignore")  # fmt: skip
+        assert math.isfinite(result.grad_norm)
+        expected = float(g.grad(result.x)[0]) ** 2 + float(g.grad(result.x)[1]) ** 2 / 0.5e-8
+        assert result.grad_norm**2 == pytest.approx(expected, rel=1e-6)
+
+
+def test_radius_underflow():
+    f, x = lse_case()
+    values = iter([f.value(x)])
+    result = regularized_newton(
+        lambda x: next(values, math.nan), f.grad, f.hess, x, max_search=10**4, on_fail="ignore"
+    )
+    assert result.status == "stalled"
+    assert 900 < result.n_solves < 1100  # halvings of 1 until 1e-300
+    np.testing.assert_array_equal(result.x, x)
+
+
 def test_stops_and_reports():
     f, x = lse_case()
     zero = regularized_newton(lambda x: 1.0, lambda x: 0 * x, f.hess, x)
@@ -299,7 +324,7 @@ def test_stops_and_reports():
     for name, value in (("radius", 0.0), ("tol", -1.0), ("max_iter", 0), ("max_search", 0), ("on_fail", "no")):
         with pytest.raises(ValueError, match=name):
             regularized_newton(f.value, f.grad, f.hess, x, **{name: value})
-    for metric, match in ((np.ones(3), "shape"), (-np.ones(2), "positive"), (-np.eye(2), "positive definite")):
+    for metric, match in ((np.ones(3), "shape"), (-np.ones(2), "positive"), (-np.eye(2), "positive semi-definite")):
         with pytest.raises(ValueError, match=match):
             regularized_newton(f.value, f.grad, f.hess, x, metric=metric)
 
