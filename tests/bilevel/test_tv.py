@@ -256,6 +256,22 @@ def test_extreme_logarithms_are_cut():
         assert math.isfinite(problem.lipschitz(theta))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solver", ["auto", "agd", "gd", "lbfgs", "newton-cg"])
+def test_solvers_of_both_levels(dtype, solver):
+    problem, theta, _ = build("images", isotropic=True)
+    exact = hypergradient(problem, theta, tol=1e-11)
+    problem = tv_denoising(problem.y.astype(dtype), problem.x_true.astype(dtype), isotropic=True, batch=True)
+    for linear in ("cg", "minres"):
+        found = hypergradient(problem, theta, tol=1e-3, solver=solver, linear=linear)
+        assert found.converged
+        assert found.x.dtype == found.q.dtype == dtype
+        assert np.linalg.norm(found.grad - exact.grad) <= found.error_bound + exact.error_bound
+        options = {"solver": solver, "linear": linear, "on_fail": "ignore"}
+        result = maid(problem, theta, accuracy=1e-2, step=0.1, max_iter=3, **options)
+        assert result.value < result.history[0].value
+
+
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_other_libraries(per_pixel):
     problem, theta, (x, v, _) = build("images", True, per_pixel)
