@@ -108,7 +108,7 @@ class EntropicOTReg:
         return (diagonal * v + xp.concat([PV[:, 1], PTU[:, 1]])) / reg + self._gauge(v, reg)
 
     def _tiles(self, x: Array, theta: Any) -> Any:
-        """Tile by tile: strength, rows of the plan, and exponents times reg, and costs."""
+        """Tile by tile: strength, rows of the plan, exponents times reg, and costs."""
         xp = self.xp
         reg, gibbs, F, G = self._bits(x, theta)
         n, m = self.cost.shape
@@ -342,5 +342,16 @@ def entropic_ot_reg(C: Any, a: Any = None, b: Any = None, *, upper: Any = None) 
     >>> result = hypergradient(problem, math.log(0.5), tol=1e-9)
     >>> round(result.value, 6), round(float(result.grad[0]), 6)
     (0.427124, 0.144455)
+
+    The strength that a plan was made with:
+
+    >>> import numpy as np
+    >>> from ot_numba import maid, sinkhorn
+    >>> C = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0.5]])
+    >>> P = sinkhorn(C, reg=0.3, tol=1e-12).plan
+    >>> problem = entropic_ot_reg(C, upper=lambda Q: (0.5 * float(((Q - P) ** 2).sum()), Q - P))
+    >>> result = maid(problem, math.log(1.0), tol=1e-4, step=10.0)
+    >>> round(math.exp(result.theta[0]), 2), result.certified
+    (0.3, False)
     """
     return EntropicOTReg(C, a, b, upper=upper)

@@ -14,6 +14,7 @@ from ot_numba.bilevel import (
     proximal_lagrangian_value,
     svm_hyperparameters,
 )
+from ot_numba.optimize import regularized_newton
 
 
 class Toy:
@@ -278,6 +279,33 @@ def test_svm_learns_quickly():
         problem.upper(x, np.zeros_like(y))
     cut = problem.lower_grad(np.full_like(x, 1e3), y)[0]
     np.testing.assert_array_equal(cut, problem.lower_grad(np.full_like(x, 50.0), y)[0])
+
+
+def test_svm_beats_one_common_weight():
+    rng = np.random.default_rng(1)
+    (Z, labels), valid, test = (moons(rng, n) for n in (300, 150, 1000))
+    problem = svm_hyperparameters(Z, labels, *valid)
+    M, D = labels[:, None] * np.c_[Z, np.ones(300)], np.diag([1, 1, 1e-8])
+
+    def fitted(log_weight):
+        """Support vector machine with one weight."""
+        weight = math.exp(log_weight)
+        u = regularized_newton(
+            lambda u: 0.5 * float(u @ D @ u) + 0.5 * weight * float((np.maximum(0, 1 - M @ u) ** 2).sum()),
+            lambda u: D @ u - weight * M.T @ np.maximum(0, 1 - M @ u),
+            lambda u: D + weight * (M * (M @ u < 1)[:, None]).T @ M,
+            np.r_[Z.T @ labels / 300, 0.0],
+            tol=1e-6,
+        ).x
+        return np.r_[u, np.maximum(0, 1 - M @ u)]
+
+    x, y = problem.start()
+    common = [fitted(log_weight) for log_weight in range(-8, 5)]
+    losses = [problem.upper(x, point) / 150 for point in common]
+    result = lvhba(problem, x, y, max_iter=1000, step=0.1, lower_step=0.1)
+    assert result.value / 150 < 0.97 * min(losses)
+    assert result.value / 150 == pytest.approx(0.0519, abs=1e-4)
+    assert problem.accuracy(result.y, *test) > 0.85
 
 
 def test_svm_does_not_depend_on_the_order_of_points():

@@ -355,12 +355,17 @@ def psnr(x, x_true):
 def test_learned_parameters_do_not_depend_on_the_first_accuracy():
     x_true, y = phantom()
     problem = tv_denoising(y, x_true)
-    found = []
+    found, losses = [], []
+    options = {"init": np.zeros_like(y), "max_gradients": 20_000, "on_fail": "ignore"}
     for accuracy in (1e-1, 1e-3, 1e-5):
-        result = maid(
-            problem, [-5.0, -5.0], init=np.zeros_like(y), accuracy=accuracy, max_gradients=20_000, on_fail="ignore"
-        )
+        result = maid(problem, [-5.0, -5.0], accuracy=accuracy, **options)
         found.append(psnr(problem.lower_solve(result.theta, None, 1e-9)[0], x_true))
+        losses.append(result.value)
     assert psnr(y, x_true) == pytest.approx(20.24, abs=0.01)
-    assert max(found) - min(found) < 0.05
+    assert max(found) - min(found) < 0.02
     assert found == pytest.approx([30.375] * 3, abs=0.02)
+    assert max(losses) < 1.004 * min(losses)
+    none, stalled = (maid(problem, [-5.0, -5.0], accuracy=eps, fixed_accuracy=True, **options) for eps in (1e-1, 1e-3))
+    assert (none.status, none.n_iter) == (stalled.status, 0) == ("line_search", 0)
+    assert psnr(none.x, x_true) == pytest.approx(21.5, abs=0.05)
+    assert stalled.value > 1.08 * max(losses)
