@@ -15,11 +15,15 @@ from ..arrays.warnings import ON_FAIL, report_failure
 from ..optimize.accelerated_gradient import accelerated_gradient
 from ..optimize.conjugate_gradient import conjugate_gradient
 from ..optimize.lbfgs import lbfgs
-from .problem import BilevelProblem, NotStronglyConvexError
+from ..optimize.minres import minres
+from ..optimize.newton_cg import newton_cg
+from .problem import BilevelProblem, NotStronglyConvexError, upper_smoothness
 
 Array = Any
-SOLVERS = ("auto", "agd", "gd", "lbfgs")
+SOLVERS = ("auto", "agd", "gd", "lbfgs", "newton-cg")
+LINEAR = ("cg", "minres", "pcg")
 POWER_STEPS = 10  #: of an estimate of the norm of J
+MAX_TIGHTENINGS = 10  #: of a tolerance, until the problem's own bound of the error is small enough
 
 
 def hypergradient_error_bound(
@@ -163,20 +167,18 @@ class Run:
     """A problem, with counts of what was spent on it and running estimates of the constants that it lacks."""
 
     def __init__(
-        self, problem: BilevelProblem, theta: Any, init: Any, solver: str, max_lower: int, constants: str = "given"
+        self, problem: BilevelProblem, theta: Any, init: Any, solver: str, linear: str, max_lower: int, constants: str
     ) -> None:
         missing = [name for name in METHODS if not callable(getattr(problem, name, None))]
         missing += [] if hasattr(problem, "L_g") else ["L_g"]
         if missing:
             raise TypeError(f"problem lacks {', '.join(missing)}: see BilevelProblem")
-        self.problem, self.solver, self.max_lower = problem, solver, max_lower
+        self.problem, self.solver, self.linear, self.max_lower = problem, solver, linear, max_lower
         start, q = read_init(problem, init)
         self.xp = xp = array_namespace(start)
         self.start = as_float_array(start, "init", xp=xp)
         self.q = xp.zeros_like(self.start) if q is None else as_float_array(q, "init", xp=xp)
-        theta = as_float_array(theta, "theta", ndim=(0, 1), xp=xp, dtype=xp.float64, device=device_of(self.start))
-        self.theta = xp.reshape(theta, (-1,))
-        self.L_g = check_real(problem.L_g, "problem.L_g", low=0)
+        self.theta = read_theta(theta, self.start, xp)
         self.n_gradients = self.n_products = 0
         self.budget = math.inf
         self.given = {name: constants == "given" and hasattr(problem, name) for name in OPTIONAL}
@@ -192,6 +194,7 @@ class Run:
 
     def _check_start(self) -> None:
         mu, lipschitz = self.constants(self.theta)
+        check_real(upper_smoothness(self.problem, self.theta), "problem.L_g", low=0)
         if not 0 < mu < math.inf:
             raise ValueError(f"problem.mu(theta) must be > 0 and finite, got {mu}")
         if not mu * (1 - 1e-12) <= lipschitz < math.inf:
@@ -222,6 +225,26 @@ class Run:
         if not (0 < mu < math.inf and mu * (1 - 1e-12) <= lipschitz < math.inf):
             return None
         limit = mu * accuracy
+        for _ in range(MAX_TIGHTENINGS):
+            found = self._descend(theta, x, limit, mu, lipschitz)
+            if found is None:
+                return None
+            x, norm, status = found
+            error = self._error(x, theta, norm / mu)
+            if error <= accuracy or status != "converged":
+                break
+            limit *= 0.5 * accuracy / error  # where the problem's bound is above that of mu
+        return Solved(x, norm, error, status)
+
+    def _error(self, x: Array, theta: Array, by_mu: float) -> float:
+        """Bound of the distance to the solution: that of the problem if it has one, else that of mu."""
+        error = self.problem.lower_error(x, theta) if hasattr(self.problem, "lower_error") else None
+        return by_mu if error is None else error
+
+    def _descend(
+        self, theta: Array, x: Array, limit: float, mu: float, lipschitz: float
+    ) -> tuple[Array, float, str] | None:
+        """Point with a gradient of norm `limit`, that norm and a status; None if it diverges."""
         own = getattr(self.problem, "lower_solve", None)
         left = int(max(1, min(self.max_lower, self.budget - self.n_gradients)))
         if self.solver == "auto" and own is not None:
@@ -230,7 +253,6 @@ class Run:
             norm = self.norm(self.lower_grad(x, theta))
             status = "converged" if norm <= limit else "floor"
         elif self.solver == "lbfgs":
-            # the norm that it stops on, of L1, is the larger
             shape = x.shape
 
             def both(flat: Array) -> tuple[float, Array]:
@@ -238,9 +260,15 @@ class Run:
                 grad = self.lower_grad(point, theta)
                 return float(self.problem.lower(point, theta)), self.xp.reshape(grad, (-1,))
 
-            found = lbfgs(both, self.xp.reshape(x, (-1,)), tol=limit, max_iter=left, value_tol=0.0)
-            x, norm = self.xp.reshape(found.x, shape), self.norm(found.grad)
-            status = "converged" if norm <= limit else "max_iter" if found.status == "max_iter" else "floor"
+            found = lbfgs(both, self.xp.reshape(x, (-1,)), tol=limit, max_iter=left, value_tol=0.0, norm=2)
+            x, norm = self.xp.reshape(found.x, shape), found.grad_norm
+            status = found.status if found.status in ("converged", "max_iter") else "floor"
+        elif self.solver == "newton-cg":
+            found = newton_cg(
+                lambda y: self.lower_grad(y, theta), lambda y, v: self.product(y, theta, v, mu), x, mu=mu, tol=limit,
+                max_iter=left, preconditioner=self._preconditioner(theta),
+            )  # fmt: skip
+            x, norm, status = found.x, found.grad_norm, found.status
         else:
             found = accelerated_gradient(
                 lambda y: self.lower_grad(y, theta), x, mu=mu, lipschitz=lipschitz, tol=limit, max_iter=left,
@@ -249,10 +277,10 @@ class Run:
             x, norm, status = found.x, found.grad_norm, found.status
         if not math.isfinite(norm) or status == "diverged":
             return None
-        return Solved(x, norm, norm / mu, status)
+        return x, norm, status
 
     def gradient(self, theta: Array, at: Solved, linear_accuracy: float) -> Gradient:
-        """Hypergradient from a point, by conjugate gradients that start from those of the last."""
+        """Hypergradient from a point, by a linear solver that starts from the last solution."""
         xp, problem, x = self.xp, self.problem, at.x
         mu, _ = self.constants(theta)
         b = problem.upper_grad(x, theta)
@@ -261,13 +289,13 @@ class Run:
             q, linear = xp.zeros_like(x), 0.0
         else:
             start = self.q if self.norm(self.q) > 0 else None
-            found = conjugate_gradient(
-                lambda v: self.product(x, theta, v, mu),
-                b,
-                init=start,
-                tol=linear_accuracy / size,
-                max_iter=10 * math.prod(x.shape) + 10,
-            )
+            matvec, options = lambda v: self.product(x, theta, v, mu), {"init": start, "tol": linear_accuracy / size}
+            if self.linear == "minres":
+                found = minres(matvec, b, **options)
+            else:
+                precondition = self._preconditioner(theta)
+                M = None if precondition is None else precondition(x)
+                found = conjugate_gradient(matvec, b, preconditioner=M, **options)
             q = found.x
             # that of the recurrence may be better than the truth
             linear = self.norm(b - self.product(x, theta, q, mu)) if found.n_iter or start is not None else size
@@ -277,17 +305,23 @@ class Run:
             z = z + xp.reshape(problem.upper_grad_theta(x, theta), (-1,))
         if tuple(z.shape) != tuple(theta.shape):
             raise ValueError(f"problem.lower_jac_t must return shape {tuple(theta.shape)}, got {tuple(z.shape)}")
+        if not theta.shape[0]:  # nothing to be wrong about
+            return Gradient(z, 0.0, q, 0.0, linear)
         limits = self._limits(theta, x, b, size, q, mu)
         bound = hypergradient_error_bound(
             at.accuracy,
             linear,
             mu=mu,
-            L_g=self.L_g,
+            L_g=upper_smoothness(problem, theta),
             upper_grad_norm=size,
             L_g_theta=getattr(problem, "L_g_theta", 0.0),
             **limits,
         )
         return Gradient(z, self.norm(z), q, bound, linear)
+
+    def _preconditioner(self, theta: Array) -> Callable[[Array], Callable[[Array], Array]] | None:
+        """Of the systems at a point, if there shall be one."""
+        return (lambda x: self.problem.lower_preconditioner(x, theta)) if self.linear == "pcg" else None
 
     def product(self, x: Array, theta: Array, v: Array, mu: float) -> Array:
         """Product with the Hessian, counted; raises where it curves less than mu."""
@@ -349,6 +383,14 @@ METHODS = ("upper", "upper_grad", "lower_grad", "lower_hvp", "lower_jac_t", "mu"
 OPTIONAL = ("jac_norm", "L_Hinv", "L_J")
 
 
+def read_theta(theta: Any, like: Array, xp: Any) -> Array:
+    """Hyperparameters as a float64 vector, which may be empty."""
+    if not len(theta) if isinstance(theta, (list, tuple)) else tuple(getattr(theta, "shape", ())) == (0,):
+        return xp.zeros(0, dtype=xp.float64, device=device_of(like))
+    theta = as_float_array(theta, "theta", ndim=(0, 1), xp=xp, dtype=xp.float64, device=device_of(like))
+    return xp.reshape(theta, (-1,))
+
+
 def read_init(problem: Any, init: Any) -> tuple[Any, Any]:
     """Points x and q to start from."""
     if init is None:
@@ -372,6 +414,7 @@ def hypergradient(
     tol: float = 1e-6,
     linear_tol: float | None = None,
     solver: str = "auto",
+    linear: str = "cg",
     constants: str = "given",
     max_iter: int = 100_000,
     on_fail: str = "warn",
@@ -387,16 +430,20 @@ def hypergradient(
     problem : BilevelProblem
         The problem.
     theta : array_like of shape (p,), or number
-        Hyperparameters.
+        Hyperparameters; p may be 0.
     init : array, pair (x, q), Hypergradient or BilevelResult, optional
         Where the two solvers start; default ``problem.start`` and 0.
     tol : float
         On the distance of x to the minimiser, certified by :math:`\|\nabla_x h\| \le \mu\, tol`.
     linear_tol : float, optional
         On :math:`\|H q - \nabla g\|`, default `tol`.
-    solver : {"auto", "agd", "gd", "lbfgs"}
+    solver : {"auto", "agd", "gd", "lbfgs", "newton-cg"}
         Of the lower level: that of the problem if it has one, else the accelerated gradient method; accelerated or
-        plain gradient descent; or L-BFGS, for which the problem needs ``lower``.
+        plain gradient descent; L-BFGS, for which the problem needs ``lower``; or an inexact Newton method, whose
+        Hessian products count. All end with a gradient that certifies `tol`.
+    linear : {"cg", "minres", "pcg"}
+        Of the linear system: conjugate gradients; MINRES, whose residual never grows; or conjugate gradients
+        preconditioned by the problem's ``lower_preconditioner`` (as are then those of Newton's method).
     constants : {"given", "estimate"}
         Whether to use the constants ``jac_norm``, ``L_Hinv`` and ``L_J`` of the problem. Those that it lacks are
         always estimated.
@@ -443,7 +490,7 @@ def hypergradient(
     ([4.0], True)
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
-    run = make_run(problem, theta, init, solver, max_iter, constants)
+    run = make_run(problem, theta, init, solver, linear, max_iter, constants)
     tol = check_real(tol, "tol", low=0, low_open=True)
     linear_tol = tol if linear_tol is None else check_real(linear_tol, "linear_tol", low=0, low_open=True)
     at = run.solve(run.theta, run.start, tol)
@@ -466,13 +513,16 @@ def hypergradient(
     )  # fmt: skip
 
 
-def make_run(problem: Any, theta: Any, init: Any, solver: str, max_iter: int, constants: str) -> Run:
+def make_run(problem: Any, theta: Any, init: Any, solver: str, linear: str, max_iter: int, constants: str) -> Run:
     """A run, of checked options."""
     check_choice(solver, "solver", SOLVERS)
+    check_choice(linear, "linear", LINEAR)
     check_choice(constants, "constants", ("given", "estimate"))
     if solver == "lbfgs" and not callable(getattr(problem, "lower", None)):
         raise ValueError("solver='lbfgs' needs problem.lower, the value of the lower level")
-    return Run(problem, theta, init, solver, check_int(max_iter, "max_iter", low=1), constants)
+    if linear == "pcg" and not callable(getattr(problem, "lower_preconditioner", None)):
+        raise ValueError("linear='pcg' needs problem.lower_preconditioner (see BilevelProblem)")
+    return Run(problem, theta, init, solver, linear, check_int(max_iter, "max_iter", low=1), constants)
 
 
 class BilevelProgress(NamedTuple):

@@ -448,6 +448,8 @@ def lvhba(
 
     Notes
     -----
+    Where numbers overflow or are none, it starts again once with `step` and `lower_step` of half the length.
+
     An iteration takes a gradient of F, two of f, one value and two products of g, and a projection. For a saddle with
     coupling :math:`K = \|J_y\|`, simultaneous steps are stable for about :math:`\eta < 2 \mu / (\mu^2 + K^2)`,
     :math:`\mu = \min 1/\gamma`. There is no guarantee if f is not convex in y.
@@ -495,7 +497,7 @@ def lvhba(
 
     bar = progress_bar(max_iter, "lvhba") if progress else None
     history: list[LVHBAProgress] = []
-    status, halved, n_iter, safe = "max_iter", False, 0, (x, y, theta, lam, z)
+    status, halved, n_iter, start = "max_iter", False, 0, (x, y, theta, lam, z)
     try:
         while n_iter < max_iter:
             c = penalty * (n_iter + 1) ** growth
@@ -521,10 +523,8 @@ def lvhba(
                         "smaller ones, scale_constraints=True and alternate=True"
                     )
                 halved, step, lower_step = True, step / 2, lower_step / 2
-                x, y, theta, lam, z = safe
+                x, y, theta, lam, z = start  # all that came later may have grown
                 continue
-            if not halved and n_iter % record_every == 0:
-                safe = x, y, theta, lam, z
             new_x, new_y = constraints.project(new_x, new_y)
             new_z = constraints.clip(z + multiplier_step * (la - z) / dual_prox)
             n_iter += 1

@@ -9,7 +9,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL
 from .hypergradient import BilevelProgress, BilevelResult, Callback, Run, Solved, finish, make_run
-from .problem import BilevelProblem
+from .problem import BilevelProblem, upper_smoothness
 
 Array = Any
 FLOOR = 1e-14  #: smallest accuracy that is asked for
@@ -38,6 +38,7 @@ def maid(
     check_descent: bool = True,
     fixed_accuracy: bool = False,
     solver: str = "auto",
+    linear: str = "cg",
     constants: str = "given",
     max_lower_iter: int = 100_000,
     callback: Callback | None = None,
@@ -65,7 +66,7 @@ def maid(
     problem : BilevelProblem
         The problem.
     theta : array_like of shape (p,), or number
-        Where to start.
+        Where to start. If p is 0 that is the end, too.
     init : array, pair (x, q), Hypergradient or BilevelResult, optional
         Where the solvers of the lower level and of the linear system start; default ``problem.start`` and 0.
     tol : float
@@ -94,7 +95,7 @@ def maid(
         smaller than they must be: without it fewer gradients are needed, and there is no certificate of descent.
     fixed_accuracy : bool
         Never change the accuracies; for comparison.
-    solver, constants
+    solver, linear, constants
         As in `hypergradient`.
     max_lower_iter : int
         Largest number of gradients of one solve of the lower level.
@@ -144,7 +145,7 @@ def maid(
     (True, [-1.0])
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
-    run = make_run(problem, theta, init, solver, max_lower_iter, constants)
+    run = make_run(problem, theta, init, solver, linear, max_lower_iter, constants)
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=0)
     run.budget = math.inf if max_gradients is None else check_int(max_gradients, "max_gradients", low=1)
@@ -261,7 +262,7 @@ def _bounds(run: Run, at: Solved, theta: Array) -> tuple[float, float]:
     """Bounds of the exact upper level, from a point and its accuracy."""
     value = float(run.problem.upper(at.x, theta))
     slope = run.norm(run.problem.upper_grad(at.x, theta)) * at.accuracy
-    bend = 0.5 * run.L_g * at.accuracy**2
+    bend = 0.5 * upper_smoothness(run.problem, theta) * at.accuracy**2
     return value - slope - (0.0 if getattr(run.problem, "upper_convex", False) else bend), value + slope + bend
 
 
@@ -278,6 +279,7 @@ def hoag(
     factor: float = 0.9,
     bounds: tuple[float, float] = (-12.0, 12.0),
     solver: str = "auto",
+    linear: str = "cg",
     max_lower_iter: int = 100_000,
     callback: Callback | None = None,
     progress: bool = False,
@@ -287,13 +289,13 @@ def hoag(
 
     Steps of 1/L with :math:`\varepsilon_k = \varepsilon_0 c^k` (``"geometric"``), :math:`\varepsilon_0 / k^2`
     (``"quadratic"``) or :math:`\varepsilon_0 / k^3` (``"cubic"``). With :math:`g_k` the upper level before a step and
-    d the length of the step before it: if :math:`g_k \le g_{k-1} + \varepsilon_k / 4 + \tfrac54 \varepsilon_{k-1} d -
-    L d^2`, L is multiplied by 0.95; if :math:`g_k \ge 1.2\, g_{k-1}`, L is doubled, the accuracy halved, and the step
-    before is taken back.
+    :math:`d = \|z\| / L` its length: if :math:`g_k \le g_{k-1} + \varepsilon_k / 4 + \tfrac54 \varepsilon_{k-1} d -
+    L d^2`, L is multiplied by 0.95; if :math:`g_k \ge 1.2\, g_{k-1}`, L is doubled, the accuracy halved for good, and
+    no step is taken.
 
     Parameters
     ----------
-    problem, theta, init, tol, max_iter, max_gradients, solver, max_lower_iter, callback, progress, on_fail
+    problem, theta, init, tol, max_iter, max_gradients, solver, linear, max_lower_iter, callback, progress, on_fail
         As in `maid`.
     accuracy : float
         :math:`\varepsilon_0`, of both solvers.
@@ -337,7 +339,7 @@ def hoag(
     """
     check_choice(on_fail, "on_fail", ON_FAIL)
     check_choice(schedule, "schedule", SCHEDULES)
-    run = make_run(problem, theta, init, solver, max_lower_iter, "given")
+    run = make_run(problem, theta, init, solver, linear, max_lower_iter, "given")
     xp = run.xp
     tol = check_real(tol, "tol", low=0)
     max_iter = check_int(max_iter, "max_iter", low=0)
@@ -349,9 +351,9 @@ def hoag(
         raise ValueError(f"bounds must be increasing, got {bounds}")
 
     bar = progress_bar(max_iter, "hoag") if progress else None
-    theta, old_theta = xp.clip(run.theta, low, high), None
+    theta = xp.clip(run.theta, low, high)
     history: list[BilevelProgress] = []
-    status, old_value, old_eps, length, L, shrink = "max_iter", math.inf, first, 0.0, math.nan, 1.0
+    status, old_value, old_eps, L, shrink = "max_iter", math.inf, first, math.nan, 1.0
     at = Solved(run.start, math.inf, math.inf, "start")
     try:
         for n_iter in range(max_iter + 1):
@@ -368,11 +370,16 @@ def hoag(
                 L = found.norm / math.sqrt(theta.shape[0]) if found.norm > 1e-3 else 1.0
             done = found.norm <= tol and found.bound <= tol
             last = done or n_iter == max_iter or run.spent
-            back = old_theta is not None and value >= 1.2 * old_value and not last
+            length = found.norm / L
+            falls_enough = value <= old_value + 0.25 * eps + 1.25 * old_eps * length - L * length**2
+            refused = not falls_enough and value >= 1.2 * old_value and not last
+            if not last:
+                L *= 0.95 if falls_enough else 2.0 if refused else 1.0
             history.append(
                 BilevelProgress(
                     n_iter, value, found.norm, found.bound, at.accuracy, found.linear_accuracy,
-                    math.nan if last or back else 1 / L, math.nan, 0, int(back), run.n_gradients, run.n_products,
+                    math.nan if last or refused else 1 / L, math.nan, 0, int(refused), run.n_gradients,
+                    run.n_products,
                 )
             )
             if _stopped(callback, history[-1], theta, at.x):
@@ -381,15 +388,11 @@ def hoag(
             if last:
                 status = "converged" if done else "max_iter" if n_iter == max_iter else "budget"
                 break
-            if back:
-                L, shrink, theta, old_theta = 2 * L, 0.5 * shrink, old_theta, None
+            if refused:
+                shrink *= 0.5
             else:
-                if value <= old_value + 0.25 * eps + 1.25 * old_eps * length - L * length**2:
-                    L *= 0.95
-                old_theta, old_value = theta, value
                 theta = xp.clip(theta - found.z / L, low, high)
-                length = run.norm(theta - old_theta)
-            old_eps = eps
+            old_value, old_eps = value, eps
             if bar is not None:
                 bar.update(1)
     finally:

@@ -29,8 +29,12 @@ class BilevelProblem(Protocol):
     ``jac_norm(x, theta) -> float``            spectral norm of :math:`J = \partial_\theta \nabla_x h`, or a bound
     ``L_Hinv(theta) -> float``                 Lipschitz constant in x of the inverse Hessian
     ``L_J(theta) -> float``                    Lipschitz constant in x of J
+    ``lower_error(x, theta)``                  bound of the distance of x to the solution that takes the place of
+                                               :math:`\|\nabla_x h\| / \mu`; None where there is none
     ``lower_solve(theta, x0, tol)``            solver of its own: a point with :math:`\|\nabla_x h\| \le tol` and the
                                                number of gradients that it took
+    ``lower_preconditioner(x, theta)``         function ``r -> M r`` with a symmetric positive definite M close to the
+                                               inverse Hessian at x, for ``linear="pcg"``
     ``start``                                  array x to start from
     ``certified``                              False if mu or another constant holds only locally
     =========================================  ======================================================================
@@ -39,11 +43,11 @@ class BilevelProblem(Protocol):
 
     Attributes
     ----------
-    L_g : float
+    L_g : float, or callable of theta
         Lipschitz constant in x of the gradient of the upper level.
     """
 
-    L_g: float
+    L_g: Any
 
     def upper(self, x: Array, theta: Array) -> float:
         """Value of g."""
@@ -65,3 +69,8 @@ class BilevelProblem(Protocol):
 
     def lipschitz(self, theta: Array) -> float:
         """Lipschitz constant L of the gradient of h in x."""
+
+
+def upper_smoothness(problem: Any, theta: Array) -> float:
+    """L_g at theta."""
+    return float(problem.L_g(theta) if callable(problem.L_g) else problem.L_g)

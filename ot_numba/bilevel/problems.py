@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..arrays.namespaces import array_namespace, device_of, to_numpy
 from ..arrays.validation import as_float_array, check_real
+from ..optimize.conjugate_gradient import jacobi
 from ..optimize.objectives import log_softmax, one_hot
 
 Array = Any
@@ -81,6 +83,10 @@ class Quadratic:
     def lower_hvp(self, x: Array, theta: Array, v: Array) -> Array:
         """Product with the Hessian A2'A2."""
         return self._H @ v
+
+    def lower_preconditioner(self, x: Array, theta: Array) -> Callable[[Array], Array]:
+        """Division by the diagonal of the Hessian."""
+        return jacobi(self.xp.linalg.diagonal(self._H))
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product with A3'A2."""
@@ -204,6 +210,11 @@ class LogisticRidge:
         U = S * (self.X @ v)
         U = U - S * xp.sum(U, axis=1, keepdims=True)
         return self.X.T @ U / self.X.shape[0] + self.strengths(theta) * v
+
+    def lower_preconditioner(self, x: Array, theta: Array) -> Callable[[Array], Array]:
+        """Division by the diagonal of the Hessian."""
+        S = log_softmax(self.xp, self.X @ x)[1]
+        return jacobi((self.X * self.X).T @ (S * (1 - S)) / self.X.shape[0] + self.strengths(theta))
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product of q with the derivative of the gradient in theta."""
@@ -330,11 +341,19 @@ class ElasticNet:
         l1, l2 = self.strengths(theta)
         return self.X.T @ (self.X @ x - self.y) / self.y.shape[0] + l1 * x / self._roots(x) + l2 * x
 
+    def _bend(self, x: Array, theta: Array) -> Array:
+        """Second derivatives of the two penalties."""
+        l1, l2 = self.strengths(theta)
+        return l1 * self.smoothing**2 / self._roots(x) ** 3 + l2
+
     def lower_hvp(self, x: Array, theta: Array, v: Array) -> Array:
         """Product with its Hessian."""
-        l1, l2 = self.strengths(theta)
-        diagonal = l1 * self.smoothing**2 / self._roots(x) ** 3 + l2
-        return self.X.T @ (self.X @ v) / self.y.shape[0] + diagonal * v
+        return self.X.T @ (self.X @ v) / self.y.shape[0] + self._bend(x, theta) * v
+
+    def lower_preconditioner(self, x: Array, theta: Array) -> Callable[[Array], Array]:
+        """Division by the diagonal of the Hessian."""
+        squares = self.xp.sum(self.X * self.X, axis=0)
+        return jacobi(squares / self.y.shape[0] + self._bend(x, theta))
 
     def lower_jac_t(self, x: Array, theta: Array, q: Array) -> Array:
         """Product of q with the derivative of the gradient in theta."""

@@ -15,8 +15,8 @@ Array = Any
 FORGOTTEN = 8.0  #: a chunk of steps lowers the bound of the value by the exponential of this
 
 
-class AcceleratedGradientResult(NamedTuple):
-    r"""Approximate minimiser.
+class CertifiedResult(NamedTuple):
+    r"""Approximate minimiser of a strongly convex function.
 
     Attributes
     ----------
@@ -31,7 +31,8 @@ class AcceleratedGradientResult(NamedTuple):
     n_iter : int
         Gradients.
     status : str
-        ``"converged"``, ``"floor"`` (the gradient falls no more: rounding, or constants that do not hold),
+        ``"converged"``, ``"floor"`` (the gradient falls no more: rounding, or constants or derivatives
+        that do not hold),
         ``"max_iter"`` or ``"diverged"``.
     """
 
@@ -52,7 +53,7 @@ def accelerated_gradient(
     tol: float,
     max_iter: int = 100_000,
     momentum: bool = True,
-) -> AcceleratedGradientResult:
+) -> CertifiedResult:
     r"""Minimise a mu-strongly convex, L-smooth function by Nesterov's method with constant momentum.
 
     .. math::
@@ -79,7 +80,7 @@ def accelerated_gradient(
 
     Returns
     -------
-    AcceleratedGradientResult
+    CertifiedResult
         Never an exception for a missed tolerance: the caller reports it, with what it means there.
 
     Raises
@@ -136,4 +137,4 @@ def accelerated_gradient(
             x = new
         else:
             status = "max_iter"
-    return AcceleratedGradientResult(y, g, norm, norm / mu, n_iter, status)
+    return CertifiedResult(y, g, norm, norm / mu, n_iter, status)

@@ -18,8 +18,9 @@ class CGResult(NamedTuple):
 
     Attributes
     ----------
-    x : array of shape (n,)
-        The last iterate, which has the smallest energy :math:`x^\top A x / 2 - b^\top x` of all.
+    x : array like the right-hand side
+        The last iterate: of all, that with the smallest energy :math:`x^\top A x / 2 - b^\top x`
+        (`conjugate_gradient`), or with the smallest residual (`minres`).
     residual : float
         ``||b - A x|| / ||b||``, from the recurrence of the residual (0 if b = 0).
     n_iter : int
@@ -51,17 +52,17 @@ def conjugate_gradient(
     ----------
     matvec : callable
         ``matvec(v)`` returns :math:`A v`.
-    b : array of shape (n,)
-        Right-hand side, of any array-API library.
+    b : array
+        Right-hand side, of any shape and array-API library.
     preconditioner : callable, optional
         ``preconditioner(r)`` returns :math:`M r` for a symmetric positive definite M close to the inverse of
-        A.
-    init : array of shape (n,), optional
-        Where to start, default 0.
+        A, for instance that of `jacobi`.
+    init : array, optional
+        Where to start, of the shape of b, default 0.
     tol : float
         On :math:`\|b - A x\|_2 / \|b\|_2`.
     max_iter : int, optional
-        Largest number of iterations, default 10 n.
+        Largest number of iterations, default 10 times the number of entries of b.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def conjugate_gradient(
     """
     xp = array_namespace(b)
     tol = check_real(tol, "tol", low=0)
-    max_iter = 10 * b.shape[0] if max_iter is None else check_int(max_iter, "max_iter", low=1)
+    max_iter = 10 * math.prod(b.shape) if max_iter is None else check_int(max_iter, "max_iter", low=1)
     apply = preconditioner or (lambda r: r)
     wait = not is_asynchronous(xp)
     number, root = (float, math.sqrt) if wait else (lambda v: v, xp.sqrt)
@@ -126,6 +127,28 @@ def conjugate_gradient(
         old, norm = new, root(number(_dot(xp, r, r)))
     size, limit, norm, n_iter = read_floats([size, limit, norm, n_iter])
     return CGResult(x, norm / size if size else norm, int(n_iter), norm <= limit)
+
+
+def jacobi(diagonal: Array) -> Callable[[Array], Array]:
+    """Preconditioner ``r -> r / diagonal`` of a matrix with this diagonal > 0.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ot_numba.optimize import conjugate_gradient, jacobi
+    >>> A = np.diag([1.0, 100.0, 1e4])
+    >>> conjugate_gradient(lambda v: A @ v, np.ones(3), preconditioner=jacobi(np.diag(A))).n_iter
+    1
+    """
+    lowest = float(array_namespace(diagonal).min(diagonal))
+    if not lowest > 0:
+        raise ValueError(f"diagonal must be positive, got {lowest}")
+    return lambda r: r / diagonal
 
 
 def _dot(xp: Any, u: Array, v: Array) -> Array:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..arrays.namespaces import array_namespace
-from ..arrays.validation import as_float_array, check_int, check_real
+from ..arrays.validation import as_float_array, check_choice, check_int, check_real
+from ..arrays.warnings import ON_FAIL
 from .regularized_newton import RegularizedNewtonProgress, RegularizedNewtonResult, metric_of, reached
 
 Array = Any
-MAX_DOUBLINGS = 60
+MAX_DOUBLINGS = 40
 
 
 def gradient_descent(
@@ -26,6 +27,7 @@ def gradient_descent(
     tol: float = 1e-8,
     max_iter: int = 1000,
     callback: Callable[[RegularizedNewtonProgress, Array], None] | None = None,
+    on_fail: str = "warn",
 ) -> RegularizedNewtonResult:
     r"""Minimise a smooth function by gradient descent whose step is found by doubling and halving.
 
@@ -37,7 +39,7 @@ def gradient_descent(
 
     Parameters
     ----------
-    fun, grad, x0, metric, tol, max_iter, callback
+    fun, grad, x0, metric, tol, max_iter, callback, on_fail
         As in `regularized_newton`.
     lipschitz : float
         First L.
@@ -51,6 +53,13 @@ def gradient_descent(
     ------
     ValueError, TypeError
         For bad input; the message names the argument and the value.
+    ConvergenceError
+        If `tol` is not reached and ``on_fail="raise"``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` is not reached and ``on_fail="warn"``.
 
     Notes
     -----
@@ -69,6 +78,7 @@ def gradient_descent(
     >>> result.converged
     True
     """
+    check_choice(on_fail, "on_fail", ON_FAIL)
     xp = array_namespace(x0)
     x = as_float_array(x0, "x0", ndim=1, xp=xp)
     L = check_real(lipschitz, "lipschitz", low=0, low_open=True, high=math.inf, high_open=True)
@@ -77,7 +87,7 @@ def gradient_descent(
     B = metric_of(xp, metric, x)
     value, g = float(fun(x)), grad(x)
     step, norm = B.dual(g)
-    history = [RegularizedNewtonProgress(0, value, norm, norm / L, 0, 1)]
+    history = [RegularizedNewtonProgress(0, value, norm, math.nan, 0, 1)]
     status, n_evaluations = "max_iter", 1
     for n_iter in range(1, max_iter + 1):
         if norm <= tol:
@@ -93,9 +103,9 @@ def gradient_descent(
         else:
             status = "stalled"
             break
-        x, value, g = new, value_new, grad(new)
+        x, value, g, length = new, value_new, grad(new), norm / L
         step, norm = B.dual(g)
-        history.append(RegularizedNewtonProgress(n_iter, value, norm, norm / L, 0, n_evaluations))
+        history.append(RegularizedNewtonProgress(n_iter, value, norm, length, 0, n_evaluations))
         L /= 2
         if callback is not None:
             try:
@@ -103,4 +113,4 @@ def gradient_descent(
             except StopIteration:
                 status = "stopped"
                 break
-    return reached(x, value, g, norm, tol, status, history)
+    return reached("gradient_descent", x, value, g, norm, tol, status, history, (0, n_evaluations), on_fail)

@@ -31,6 +31,7 @@ def lbfgs(
     max_iter: int = 1000,
     value_tol: float = 1e-15,
     first_step: float = 1.0,
+    norm: int = 1,
     callback: Callable[[OptimizeState], None] | None = None,
 ) -> OptimizeResult:
     r"""Minimise a function by the limited-memory BFGS method.
@@ -57,13 +58,15 @@ def lbfgs(
     memory : int
         Number of differences that are kept.
     tol : float
-        On :math:`\|\nabla\|_1`.
+        On the norm of the gradient.
     max_iter : int
         Largest number of iterations.
     value_tol : float
         The search ends where ten iterations have lowered the value by less than this share of it.
     first_step : float
         Length :math:`\|x_1 - x_0\|_2` of the first step that is tried.
+    norm : {1, 2}
+        Which norm of the gradient that is, :math:`\|\nabla\|_1` or :math:`\|\nabla\|_2`.
     callback : callable, optional
         ``callback(state)`` after every iteration with an `OptimizeState`; may raise StopIteration.
 
@@ -103,8 +106,10 @@ def lbfgs(
     max_iter = check_int(max_iter, "max_iter", low=1)
     value_tol = check_real(value_tol, "value_tol", low=0)
     first_step = check_real(first_step, "first_step", low=0, low_open=True, high=math.inf, high_open=True)
+    if norm not in (1, 2):
+        raise ValueError(f"norm must be 1 or 2, got {norm!r}")
 
-    line = _Line(xp, fun)
+    line = _Line(xp, fun, norm)
     at = line.start(x)
     if not math.isfinite(at.value) or not math.isfinite(at.norm):
         raise ValueError(f"fun must be finite at x0, got the value {at.value} and a gradient of norm {at.norm}")
@@ -150,7 +155,7 @@ def lbfgs(
         n_evaluations=line.n_evaluations,
         converged=converged,
         status=status,
-        message=describe(status, at.norm, tol, n_iter, line.n_evaluations),
+        message=describe(status, at.norm, tol, n_iter, line.n_evaluations, norm),
         history=history,
     )
 
@@ -169,8 +174,8 @@ class _Point(NamedTuple):
 class _Line:
     """The function along a ray."""
 
-    def __init__(self, xp: Any, fun: Callable[[Array], tuple[Any, Array]]) -> None:
-        self.xp, self.fun = xp, fun
+    def __init__(self, xp: Any, fun: Callable[[Array], tuple[Any, Array]], norm: int) -> None:
+        self.xp, self.fun, self.norm = xp, fun, norm
         self.n_evaluations = 0
 
     def start(self, x: Array) -> _Point:
@@ -181,8 +186,9 @@ class _Line:
         value, grad = self.fun(x)
         self.n_evaluations += 1
         slope = 0.0 if direction is None else xp.sum(grad * direction, dtype=xp.float64)
-        value, slope, norm = read_floats([value, slope, xp.sum(xp.abs(grad), dtype=xp.float64)])
-        return _Point(t, x, value, grad, slope, norm)
+        terms = xp.abs(grad) if self.norm == 1 else grad * grad
+        value, slope, norm = read_floats([value, slope, xp.sum(terms, dtype=xp.float64)])
+        return _Point(t, x, value, grad, slope, norm if self.norm == 1 else math.sqrt(norm))
 
     def search(self, at: _Point, direction: Array, slope: float, t: float) -> _Point | None:
         """A point that fulfils Wolfe's conditions, or as many of them as can be; None if there is no descent.

@@ -9,7 +9,7 @@ Array = Any
 
 
 class OptimizeProgress(NamedTuple):
-    """One entry of a history: iterations and evaluations so far, the value, and the L1 norm of the gradient."""
+    """One entry of a history: iterations and evaluations so far, the value, and the norm of the gradient."""
 
     n_iter: int
     n_evaluations: int
@@ -40,7 +40,8 @@ class OptimizeResult:
     grad : array of shape (..., n)
         Its (sub)gradient there.
     grad_norm : float
-        :math:`\|\nabla\|_1` there, over the last axis; the largest of a batch.
+        :math:`\|\nabla\|_1` there, over the last axis; the largest of a batch. (Or the other norm, if `lbfgs` was asked
+        for it.)
     n_iter, n_evaluations : int
         Iterations, and evaluations of the function.
     converged : bool
@@ -74,9 +75,9 @@ class OptimizeResult:
         )
 
 
-def describe(status: str, grad_norm: float, tol: float, n_iter: int, n_evaluations: int) -> str:
+def describe(status: str, grad_norm: float, tol: float, n_iter: int, n_evaluations: int, norm: int = 1) -> str:
     """Message of a result."""
-    reached = f"gradient of L1 norm {grad_norm:.2e} after {n_iter} iterations and {n_evaluations} evaluations"
+    reached = f"gradient of L{norm} norm {grad_norm:.2e} after {n_iter} iterations and {n_evaluations} evaluations"
     if status == "converged":
         return f"converged: {reached}, tol={tol:.3g}"
     if status == "stopped":

@@ -8,7 +8,16 @@ import pytest
 
 from ot_numba.arrays.namespaces import to_numpy
 from ot_numba.arrays.warnings import ConvergenceWarning
-from ot_numba.bilevel import check_problem, denoise_foe, denoise_tv, foe_denoising, hypergradient, maid, tv_denoising
+from ot_numba.bilevel import (
+    check_problem,
+    denoise_foe,
+    denoise_tv,
+    foe_denoising,
+    hoag,
+    hypergradient,
+    maid,
+    tv_denoising,
+)
 from ot_numba.bilevel.foe import symbol_bound
 
 SHAPES = {"line": ((8,), False), "image": ((5, 6), False), "lines": ((2, 6), True), "images": ((2, 4, 5), True)}
@@ -138,6 +147,22 @@ def test_learning_lowers_the_loss():
     assert values[-1] < 0.7 * values[0]
     start, end = (problem.upper(problem.lower_solve(t, None, 1e-8)[0]) for t in (theta, result.theta))
     assert end < 0.7 * start
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "quadratic", "cubic"])
+def test_schedules_lose_what_maid_keeps(schedule):
+    """From the weights and smoothings that the paper starts with."""
+    rng = np.random.default_rng(0)
+    clean = np.kron(rng.random((2, 4, 4)), np.ones((5, 5)))
+    problem = foe_denoising(clean + 0.1 * rng.normal(size=clean.shape), clean, n_filters=3, size=2, batch=True)
+    theta = problem.pack(problem.cosine_filters(), weight=math.exp(-3), smoothing=math.exp(-3.5))
+    learned = maid(problem, theta, max_gradients=1000, on_fail="ignore")
+    values = [entry.value for entry in learned.history]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.95 * values[0]
+    other = hoag(problem, theta, schedule=schedule, max_gradients=1000, on_fail="ignore")
+    assert max(entry.value for entry in other.history) > 10 * values[0]
+    assert other.value > values[0]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

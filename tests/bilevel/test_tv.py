@@ -260,6 +260,22 @@ def test_extreme_logarithms_are_cut():
         assert math.isfinite(problem.lipschitz(theta))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solver", ["auto", "agd", "gd", "lbfgs", "newton-cg"])
+def test_solvers_of_both_levels(dtype, solver):
+    problem, theta, _ = build("images", isotropic=True)
+    exact = hypergradient(problem, theta, tol=1e-11)
+    problem = tv_denoising(problem.y.astype(dtype), problem.x_true.astype(dtype), isotropic=True, batch=True)
+    for linear in ("cg", "minres"):
+        found = hypergradient(problem, theta, tol=1e-3, solver=solver, linear=linear)
+        assert found.converged
+        assert found.x.dtype == found.q.dtype == dtype
+        assert np.linalg.norm(found.grad - exact.grad) <= found.error_bound + exact.error_bound
+        options = {"solver": solver, "linear": linear, "on_fail": "ignore"}
+        result = maid(problem, theta, accuracy=1e-2, step=0.1, max_iter=3, **options)
+        assert result.value < result.history[0].value
+
+
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_other_libraries(per_pixel):
     problem, theta, (x, v, _) = build("images", True, per_pixel)
@@ -343,12 +359,17 @@ def psnr(x, x_true):
 def test_learned_parameters_do_not_depend_on_the_first_accuracy():
     x_true, y = phantom()
     problem = tv_denoising(y, x_true)
-    found = []
+    found, losses = [], []
+    options = {"init": np.zeros_like(y), "max_gradients": 20_000, "on_fail": "ignore"}
     for accuracy in (1e-1, 1e-3, 1e-5):
-        result = maid(
-            problem, [-5.0, -5.0], init=np.zeros_like(y), accuracy=accuracy, max_gradients=20_000, on_fail="ignore"
-        )
+        result = maid(problem, [-5.0, -5.0], accuracy=accuracy, **options)
         found.append(psnr(problem.lower_solve(result.theta, None, 1e-9)[0], x_true))
+        losses.append(result.value)
     assert psnr(y, x_true) == pytest.approx(20.24, abs=0.01)
-    assert max(found) - min(found) < 0.05
+    assert max(found) - min(found) < 0.02
     assert found == pytest.approx([30.375] * 3, abs=0.02)
+    assert max(losses) < 1.004 * min(losses)
+    none, stalled = (maid(problem, [-5.0, -5.0], accuracy=eps, fixed_accuracy=True, **options) for eps in (1e-1, 1e-3))
+    assert (none.status, none.n_iter) == (stalled.status, 0) == ("line_search", 0)
+    assert psnr(none.x, x_true) == pytest.approx(21.5, abs=0.05)
+    assert stalled.value > 1.08 * max(losses)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ot_numba.arrays import to_numpy
-from ot_numba.optimize import conjugate_gradient
+from ot_numba.optimize import conjugate_gradient, jacobi
 
 
 @pytest.fixture
@@ -90,3 +90,10 @@ def test_bad_input():
         conjugate_gradient(lambda v: v, np.ones(2), tol=-1)
     with pytest.raises(ValueError, match="max_iter must be >= 1, got 0"):
         conjugate_gradient(lambda v: v, np.ones(2), max_iter=0)
+
+
+def test_jacobi(xp):
+    diagonal = xp.asarray(np.array([1.0, 4.0]))
+    assert to_numpy(jacobi(diagonal)(xp.asarray(np.array([3.0, 4.0])))).tolist() == [3, 1]
+    with pytest.raises(ValueError, match=r"diagonal must be positive, got -4\.0"):
+        jacobi(-diagonal)

@@ -185,3 +185,16 @@ def test_bad_input():
     for name, value in (("memory", 0), ("max_iter", 0), ("tol", -1), ("value_tol", -1), ("first_step", 0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             lbfgs(rosenbrock, [0.0, 0.0], **{name: value})
+
+
+def test_euclidean_norm():
+    scales = np.geomspace(1, 100, 50)
+    fun = lambda x: (0.5 * float((scales * x * x).sum()), scales * x)  # noqa: E731
+    first, second = (lbfgs(fun, np.ones(50), tol=1e-3, norm=norm) for norm in (1, 2))
+    for result, order in ((first, 1), (second, 2)):
+        assert result.converged
+        assert result.grad_norm == pytest.approx(np.linalg.norm(result.grad, order), rel=1e-14)
+        assert f"L{order} norm" in result.message
+    assert second.n_iter < first.n_iter
+    with pytest.raises(ValueError, match="norm must be 1 or 2, got 3"):
+        lbfgs(fun, np.ones(50), norm=3)
