@@ -187,9 +187,9 @@ class EntropicOTReg:
         total = -sum(float(xp.sum(P * U * S)) / reg for reg, P, S, U in self._slopes(x, theta))
         return xp.asarray([total], dtype=xp.float64, device=device_of(x))
 
-    def _solve(self, theta: Any, tol: float, init: Any) -> Any:
+    def _solve(self, theta: Any, tol: float, init: Any, max_iter: int = 100_000) -> Any:
         return sinkhorn(
-            self.cost, self.a, self.b, reg=self.reg(theta), tol=tol, max_iter=100_000, init=init, on_fail="ignore"
+            self.cost, self.a, self.b, reg=self.reg(theta), tol=tol, max_iter=max_iter, init=init, on_fail="ignore"
         )
 
     def _local(self, theta: Any) -> tuple[float, float]:
@@ -249,13 +249,13 @@ class EntropicOTReg:
         """Twice the largest curvature at the solution."""
         return 4 * float(self.xp.max(self.weights)) / self.reg(theta) + 1 / self.reg(theta)
 
-    def lower_solve(self, theta: Any, x0: Array | None, tol: float) -> tuple[Array, int]:
+    def lower_solve(self, theta: Any, x0: Array | None, tol: float, max_iter: int = 100_000) -> tuple[Array, int]:
         """Potentials from Sinkhorn's algorithm, centred, and its iterations."""
         xp, n = self.xp, self.cost.shape[0]
         dtype = self.cost.dtype
         init = None if x0 is None else (xp.astype(x0[:n], dtype), xp.astype(x0[n:], dtype))
         mass = float(xp.sum(self.weights[:n]))
-        result = self._solve(theta, max(tol / mass, 1e-15), init)
+        result = self._solve(theta, max(tol / mass, 1e-15), init, max_iter)
         f, g = xp.astype(result.f, xp.float64), xp.astype(result.g, xp.float64)
         return self._centred(f, g), result.n_iter
 

@@ -248,10 +248,10 @@ class Run:
         own = getattr(self.problem, "lower_solve", None)
         left = int(max(1, min(self.max_lower, self.budget - self.n_gradients)))
         if self.solver == "auto" and own is not None:
-            x, count = own(theta, x, limit)
+            x, count = own(theta, x, limit, left)
             self.n_gradients += count
             norm = self.norm(self.lower_grad(x, theta))
-            status = "converged" if norm <= limit else "floor"
+            status = "converged" if norm <= limit else "max_iter" if count >= left else "floor"
         elif self.solver == "lbfgs":
             shape = x.shape
 

@@ -31,8 +31,8 @@ class BilevelProblem(Protocol):
     ``L_J(theta) -> float``                    Lipschitz constant in x of J
     ``lower_error(x, theta)``                  bound of the distance of x to the solution that takes the place of
                                                :math:`\|\nabla_x h\| / \mu`; None where there is none
-    ``lower_solve(theta, x0, tol)``            solver of its own: a point with :math:`\|\nabla_x h\| \le tol` and the
-                                               number of gradients that it took
+    ``lower_solve(theta, x0, tol, max_iter)``  solver of its own: a point with :math:`\|\nabla_x h\| \le tol`, or that
+                                               after `max_iter` gradients, and how many it took
     ``lower_preconditioner(x, theta)``         function ``r -> M r`` with a symmetric positive definite M close to the
                                                inverse Hessian at x, for ``linear="pcg"``
     ``start``                                  array x to start from

@@ -99,7 +99,7 @@ class Scalar:
 
 def test_scalar_reference_case():
     problem = Scalar()
-    problem.lower_solve = lambda theta, x0, tol: (np.array([0.3]), 0)
+    problem.lower_solve = lambda theta, x0, tol, max_iter: (np.array([0.3]), 0)
     result = hypergradient(problem, 1.0, init=np.zeros(1), tol=0.2)
     assert result.grad == pytest.approx([-0.35], abs=1e-15)
     assert result.q == pytest.approx([-0.35], abs=1e-15)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ot_numba
-from ot_numba.bilevel import elastic_net, hoag, hypergradient, logistic_ridge, maid, quadratic
+from ot_numba.bilevel import elastic_net, hoag, hypergradient, logistic_ridge, maid, quadratic, tv_denoising
 
 
 def random_quadratic(rng, n=30, N=6, p=4):
@@ -111,7 +111,7 @@ class Worst:
     def __init__(self, side):
         self.side = side
 
-    def lower_solve(self, theta, x0, tol):
+    def lower_solve(self, theta, x0, tol, max_iter):
         return theta / 2 + self.side * 0.5 * tol * (1 - 1e-9), 1
 
     def exact(self, theta):
@@ -204,6 +204,11 @@ def test_stops_and_reports():
         result = maid(problem, np.ones(4), max_gradients=30)
     assert result.status == "budget"
     assert result.n_gradients <= 35
+    image = np.random.default_rng(0).random((8, 8))
+    with pytest.warns(ot_numba.ConvergenceWarning, match="increase max_gradients"):  # a lower level as stiff as can be
+        result = maid(tv_denoising(image, image), [5.0, -12.0], max_gradients=500)
+    assert result.status == "budget"
+    assert result.n_gradients <= 520
     with pytest.raises(ot_numba.ConvergenceError):
         maid(problem, np.ones(4), max_iter=0, on_fail="raise")
     seen = []
