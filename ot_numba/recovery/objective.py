@@ -15,16 +15,15 @@ Array = Any
 
 def l1_statistics(operator: Operator, Y: Array, X: Array, R: Array, G: Array, reg: float) -> tuple[np.ndarray, ...]:
     """Objective and relative duality gap of every column, float64, where ``R = A X - Y`` and ``G = A' R``."""
-    xp = operator.xp
+    energy = column_sums(operator.xp, operator.xp.astype(Y, operator.xp.float64) ** 2)
+    return l1_values(to_numpy(operator.kernels.recovery_sums(X, Y, R, G)), energy, reg)
 
-    def sums(U: Array, V: Array) -> np.ndarray:
-        return column_sums(xp, xp.astype(U, xp.float64) * xp.astype(V, xp.float64))
 
-    squares, energy = sums(R, R), sums(Y, Y)
-    norms = column_sums(xp, xp.abs(X))
-    top = to_numpy(xp.max(xp.abs(G), axis=0)).astype(float)
+def l1_values(sums: np.ndarray, energy: np.ndarray, reg: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same from the sums of the kernel, and the squared norms of the columns of Y."""
+    squares, cross, norms, top = sums
     share = reg / np.maximum(reg, top) if reg else np.zeros_like(top)
-    gap = 0.5 * (1 + share**2) * squares + share * sums(R, Y) + reg * norms
+    gap = 0.5 * (1 + share**2) * squares + share * cross + reg * norms
     return 0.5 * squares + reg * norms, relative(gap, energy)
 
 
