@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..contract import SOFT
-from ..generic.thresholding import repeat_steps
 from .exponents import ROWS, add_row, add_rows, dot_row, dot_rows
 from .jit import helper, kernel
 from .plans import sum_blocks
@@ -27,9 +26,12 @@ SPARSE = 0.25, 0.1  #: part of the entries up to which A Z goes by the nonzeros:
 SPARSE_FROM = 1 << 15  #: entries of A for which that pays
 SIGNALS = 16  #: signals that are looked through together for their nonzeros
 BLOCKS = 16  #: blocks of rows of A, at most
-FEW = 0.2  #: part of the entries up to which `steps` treats one of several signals by its nonzeros
+FEW = 0.15  #: part of the entries up to which `steps` treats one of several signals by itself
 REACH = 1.5  #: how much further than at hand a residual may move before a list of entries is made anew
 RENEWED = 0.5  #: part of the columns from which all of them are evaluated
+
+#: What `steps` knows of a signal: R and G belong to its Z, or to another point; what else it asks for.
+KNOWN, FAR, RESIDUAL, GRADIENT = range(4)
 
 
 @kernel
@@ -288,11 +290,14 @@ def _products_at(columns, places, count, r, out):
 
 
 @helper
-def _nonzeros(z, places):
+def _nonzeros(z, most, places):
+    """Places of the nonzeros, until there are more than `most`."""
     count = 0
     for j in range(z.shape[0]):
         places[count] = j
         count += z[j] != 0
+        if count > most:
+            break
     return count
 
 
@@ -315,71 +320,115 @@ def _distance(u, v):
     return np.sqrt(s)
 
 
+@helper
+def _restart_product(z, w, x):
+    s = 0.0
+    for j in range(w.shape[0]):
+        s += np.float64(z[j] - w[j]) * np.float64(w[j] - x[j])
+    return s
+
+
 @kernel
-def _steps(soft, steps, taus, betas, restarts, plain, finish, columns, norms, Y, X, Z, R, G, theta, lo, hi):
-    """Layers of some signals, the rows of X (B, n); columns (n, m) are those of A.
+def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R, G, theta, done, state, here, lo, hi):
+    """Layers of some signals, the rows of X (B, n), from number `done` on; columns (n, m) are those of A.
 
     An entry that is 0 stays so while the gradient there is below tau / step, and that it is can be told without it
-    from the gradient g0 at another point: by Cauchy and Schwarz it has changed by no more than the norm of the column
+    from the gradient G at another point: by Cauchy and Schwarz it has changed by no more than the norm of the column
     times the distance of the residuals. Only the other entries are looked at. Their list is made for a distance a
-    little larger than that at hand, to serve for more layers; where it gets long, all columns are evaluated, and g0 is
-    the gradient there.
+    little larger than that at hand, to serve for more layers. Where they, or the nonzeros, are more than `most` of n, a
+    signal comes to a halt, and its `state` says what it asks for at its Z: R and G, or G alone. With `most` = 1 none
+    does.
     """
     n, m = columns.shape
-    real, limit = X.dtype.type, np.inf
+    real, limit, most, waits = X.dtype.type, np.inf, int(most * n), most < 1
     for t in range(steps.shape[0]):
         limit = min(limit, taus[t] / steps[t])
     r, g, w = np.empty(m, X.dtype), np.empty(n, X.dtype), np.empty(n, X.dtype)
     places, nonzeros, everything = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.arange(n)
-    for b in range(lo, hi):
+    for b in here[lo:hi]:
         x, z, y, r0, g0 = X[b], Z[b], Y[b], R[b], G[b]
-        count, size, reach = _nonzeros(z, nonzeros), 0, -1.0
-        for t in range(steps.shape[0]):
-            known, moved = plain and t == 0, 0.0
-            if not known:
+        count, size, reach, known = -1, 0, -1.0, state[b] == KNOWN
+        while done[b] < steps.shape[0]:
+            t = done[b]
+            step, tau = real(steps[t]), real(taus[t])
+            if known:
+                if soft:
+                    _soft(z, g0, step, tau, w)
+                else:
+                    _hard(z, g0, step, tau, w)
+                product = _restart_product(z, w, x) if restarts else 0.0
+            else:
+                if count < 0:
+                    count = _nonzeros(z, most, nonzeros)
+                if waits and count > most:
+                    state[b] = RESIDUAL
+                    break
                 r[:] = -y
                 _accumulate(columns, nonzeros, count, z, r)
                 moved = _distance(r, r0)
-            if not moved <= reach:
-                reach = REACH * moved
-                size = _movable(x, z, g0, norms, reach, limit, places)
-                if size > RENEWED * n and not known:
-                    r0[:] = r
-                    _products_at(columns, everything, n, r, g0)
-                    known, reach = True, 0.0
+                if not moved <= reach:
+                    reach = REACH * moved
                     size = _movable(x, z, g0, norms, reach, limit, places)
-            if known:
-                for k in range(size):
-                    g[k] = g0[places[k]]
-            else:
+                    if size > (most if waits else RENEWED * n):
+                        r0[:] = r
+                        if waits:
+                            state[b] = GRADIENT
+                            break
+                        _products_at(columns, everything, n, r, g0)
+                        known = True
+                        continue
                 _products_at(columns, places, size, r, g)
-            step, tau, product = real(steps[t]), real(taus[t]), 0.0
-            for k in range(size):
-                j = places[k]
-                v = z[j] - step * g[k]
-                if soft:
-                    c = v if v < tau else tau
-                    w[k] = v - (c if c > -tau else -tau)
-                else:
-                    w[k] = real(0) if abs(v) <= tau else v
-                product += np.float64(z[j] - w[k]) * np.float64(w[k] - x[j])
+                product = 0.0
+                for k in range(size):
+                    j = places[k]
+                    v = z[j] - step * g[k]
+                    if soft:
+                        c = v if v < tau else tau
+                        w[k] = v - (c if c > -tau else -tau)
+                    else:
+                        w[k] = real(0) if abs(v) <= tau else v
+                    product += np.float64(z[j] - w[k]) * np.float64(w[k] - x[j])
             beta = real(betas[t])
             if restarts:
                 following = 0.5 * (1 + np.sqrt(1 + 4 * theta[b] ** 2))
                 beta = real(0 if product > 0 else (theta[b] - 1) / following)
                 theta[b] = 1 if product > 0 else following
-            count = 0
-            for k in range(size):
-                j = places[k]
-                v = w[k] + beta * (w[k] - x[j]) if beta != 0 else w[k]
-                z[j] = v
-                x[j] = w[k]
-                nonzeros[count] = j
-                count += v != 0
-        if finish:
+            if known:
+                if beta != 0:
+                    _extrapolate(w, x, beta, z)
+                else:
+                    z[:] = w
+                x[:] = w
+                known, count, reach = False, -1, -1.0
+            else:
+                count = 0
+                for k in range(size):
+                    j = places[k]
+                    v = w[k] + beta * (w[k] - x[j]) if beta != 0 else w[k]
+                    z[j] = v
+                    x[j] = w[k]
+                    nonzeros[count] = j
+                    count += v != 0
+            done[b] += 1
+        if not waits:
             r0[:] = -y
-            _accumulate(columns, nonzeros, _nonzeros(x, nonzeros), x, r0)
+            _accumulate(columns, nonzeros, _nonzeros(x, n, nonzeros), x, r0)
             _products_at(columns, everything, n, r0, g0)
+
+
+def _row_product(Z: np.ndarray, M: np.ndarray) -> np.ndarray:
+    """``Z M`` by blocks of rows."""
+    out = np.empty((len(Z), M.shape[1]), M.dtype)
+    count = math.ceil(M.size * len(Z) / SERIAL)
+    width = max(LEAST_WIDTH, math.ceil(len(Z) / count))
+
+    def task(lo: int, hi: int) -> None:
+        for block in range(lo, hi):
+            rows = slice(block * width, (block + 1) * width)
+            np.matmul(Z[rows], M, out=out[rows])
+
+    run_blocks(task, math.ceil(len(Z) / width), M.size * len(Z) / 16)
+    return out
 
 
 def steps(
@@ -397,44 +446,30 @@ def steps(
     columns: Columns | None = None,
 ) -> None:
     """Layers one after the other, X and Z in place, from R and G of the old X to those of the new one."""
-    n, size = X.shape
-    alone, plain = size == 1 and columns is not None, Z is X
-    if columns is None:
-        few = np.zeros(size, bool)
-    else:
-        few = np.count_nonzero(Z, axis=0) <= (n if alone else FEW * n)
-    here, rest = np.flatnonzero(few), np.flatnonzero(~few)
-    if len(here):
-        x, y, r, g = (V.T if alone else np.take(V.T, here, axis=0) for V in (X, Y, R, G))
-        z = x if plain else Z.T if alone else np.take(Z.T, here, axis=0)
-        thetas = np.ones(len(here)) if theta is None else theta[here]
-        betas = np.zeros(len(step)) if momentum is None else momentum
-        numbers = kind == SOFT, step, tau, betas, theta is not None, plain, alone
-        run_blocks(
-            lambda lo, hi: _steps(*numbers, *columns, y, x, z, r, g, thetas, lo, hi), len(here),
-            len(step) * len(here) * len(y[0]) * n / 8,
-        )  # fmt: skip
-        if not alone:
-            X[:, here] = x.T
-            if not plain:
-                Z[:, here] = z.T
-        if theta is not None:
-            theta[here] = thetas
-    if len(rest):
-        everything = len(rest) == size
-        x, y, r, g = (V if everything else np.take(V, rest, axis=1) for V in (X, Y, R, G))
-        z = x if plain else Z if everything else np.take(Z, rest, axis=1)
-        thetas = None if theta is None else theta[rest]
-        repeat_steps(
-            lambda V: residual_gradient(A, V, y, r, g, columns), proximal_step, accelerated_step, kind, step, tau, x, z,
-            g, momentum, thetas,
-        )  # fmt: skip
-        if not everything:
-            X[:, rest] = x
-            Z[:, rest] = z
-        if theta is not None:
-            theta[rest] = thetas
-    if not alone:
+    columns = columns_of(A) if columns is None else columns
+    size, plain = X.shape[1], Z is X
+    y, x, r, g = (np.ascontiguousarray(V.T) for V in (Y, X, R, G))  # of one signal the arrays themselves
+    z = x if plain else np.ascontiguousarray(Z.T)
+    betas, thetas = np.zeros(len(step)) if momentum is None else momentum, np.ones(size) if theta is None else theta
+    arguments = (
+        kind == SOFT, step, tau, betas, theta is not None, FEW if size > 1 else 1.0, *columns, y, x, z, r, g, thetas,
+        np.zeros(size, np.int64), np.full(size, KNOWN if plain else FAR),
+    )  # fmt: skip
+    done, state = arguments[-2:]
+    here = np.arange(size)
+    while True:
+        run_blocks(lambda lo, hi: _steps(*arguments, here, lo, hi), len(here), A.size * len(here) / 8)  # noqa: B023
+        here = here[done[here] < len(step)]
+        if not len(here):
+            break
+        blind = here[state[here] == RESIDUAL]
+        if len(blind):
+            r[blind] = _row_product(z[blind], columns.values) - y[blind]
+        g[here] = _row_product(r[here], A)
+        state[here] = KNOWN
+    if size > 1:
+        X[...] = x.T
+        Z[...] = z.T
         residual_gradient(A, X, Y, R, G, columns)
 
 
