@@ -12,7 +12,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real, common_dtype
 from ..arrays.warnings import ON_FAIL, report_failure
 from .iterative import Callback, fista
-from .objective import relative, signals
+from .objective import signals
 from .operators import checked_sparse, is_functions, is_sparse
 from .result import RecoveryProgress, RecoveryResult, RecoveryState
 
@@ -179,7 +179,7 @@ class _Signal:
         self.squares, self.products = lasso.squares_and_products(columns, y)
         self.slack = np.zeros_like(self.squares)
         self.r = y.copy()
-        self.energy, self.eps = _square_sum(y), float(np.finfo(y.dtype).eps)
+        self.unit, self.eps = 0.5 * _square_sum(y) or 1.0, float(np.finfo(y.dtype).eps)
         self.n_iter = 0
         self.history: list[RecoveryProgress] = []
 
@@ -196,7 +196,7 @@ class _Signal:
         cross = float(np.multiply(r, self.y, dtype=float).sum())
         self.value = 0.5 * squares + reg * norm
         self.excess = 0.5 * (1 + share**2) * squares - share * cross + reg * norm
-        self.gap = float(relative(np.asarray(self.excess), np.asarray(self.energy)))
+        self.gap = max(self.excess, 0.0) / self.unit
 
     def solve(self, tol: float, max_iter: int, callback: Callback) -> None:
         """Iterate; `status` says how it ended."""
@@ -218,7 +218,7 @@ class _Signal:
                 self.status = "converged" if self.gap <= tol else "floor" if since >= STALL else "max_iter"
                 return
             size = max(size, 2 * np.count_nonzero(self.x))
-            target = max(INNER * self.excess, LEAST * tol * 0.5 * self.energy)
+            target = max(INNER * self.excess, LEAST * tol * self.unit)
             if since:  # rounding, or a working set that was too small
                 size, target = 2 * size, 0.0
             self._descend(self._most_promising(size), target, max_iter)

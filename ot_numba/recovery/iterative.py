@@ -13,7 +13,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..kernels.contract import HARD, SOFT
-from .objective import column_sums, l1_values, signals
+from .objective import column_sums, gap_units, signals
 from .operators import Operator, make_operator
 from .result import RecoveryProgress, RecoveryResult, RecoveryState
 
@@ -328,7 +328,7 @@ class _Run:
         self.theta: Any = 1.0
         if restart:
             self.theta = self._array(np.ones(Y.shape[1]))
-        self.energy = column_sums(operator.xp, operator.xp.astype(Y, operator.xp.float64) ** 2)
+        self.units = gap_units(operator.xp, Y)
         self.value, self.gap, self.residual = (np.full(Y.shape[1], math.nan) for _ in range(3))
         self.n_iter = 0
         self.history: list[RecoveryProgress] = []
@@ -404,12 +404,12 @@ class _Run:
         """Objective, gap and residual of the signals at work."""
         xp, X = self.operator.xp, self.X
         with np.errstate(over="ignore", invalid="ignore"):
-            sums = to_numpy(self.operator.kernels.recovery_sums(X, self.Y, self.R, self.G))
+            penalty = 0.0 if self.method == "iht" else self.reg
+            value, gap = to_numpy(self.operator.kernels.lasso_values(penalty, X, self.Y, self.R, self.G))
             if self.method != "iht":
-                value, gap = l1_values(sums, self.energy[self.here], self.reg)
+                gap /= self.units[self.here]
                 self.value[self.here], self.gap[self.here], self.residual[self.here] = value, gap, gap
                 return
-            value = 0.5 * sums[0]
             following = xp.asarray(X, copy=True)
             if self.k is None:
                 value = value + self.reg * column_sums(xp, xp.astype(X != 0, xp.float64))
@@ -430,7 +430,7 @@ class _Run:
                 self.measure()
                 total, worst = float(self.value.mean()), float(self.residual.max())
                 if limit is None:
-                    limit = GROWTH * max(total, 0.5 * float(self.energy.mean()))
+                    limit = GROWTH * max(total, float(self.units.mean()))
                 if not total <= limit:
                     return "diverged"
                 self.history.append(RecoveryProgress(self.n_iter, total, worst))

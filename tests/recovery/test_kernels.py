@@ -12,7 +12,7 @@ from ot_numba.kernels.contract import HARD, SOFT
 CPU = importlib.import_module("ot_numba.kernels.cpu.thresholding")
 GENERIC = importlib.import_module("ot_numba.kernels.generic.thresholding")
 NAMES = (
-    "product", "columns_of", "residual_gradient", "proximal_step", "accelerated_step", "steps", "recovery_sums",
+    "product", "columns_of", "residual_gradient", "proximal_step", "accelerated_step", "steps", "lasso_values",
     "masked_adjoint", "keep_largest",
 )  # fmt: skip
 DTYPES = ("float64", "float32")
@@ -161,18 +161,21 @@ def test_steps_are_the_layers(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (9, 4, 3), (40, 1025, 17)])
-def test_recovery_sums(dtype, shape):
+def test_lasso_values(dtype, shape):
     m, n, size = shape
     X, Y, R, G = arrays(5, (n, size), (m, size), (m, size), (n, size), dtype=dtype)
-    X, Y, R, G = (V * 10.0 ** np.random.default_rng(1).integers(-9, 9, V.shape).astype(dtype) for V in (X, Y, R, G))
-    wide = [V.astype(float) for V in (X, Y, R, G)]
-    expected = [(wide[2] ** 2).sum(0), (wide[2] * wide[1]).sum(0), np.abs(wide[0]).sum(0), np.abs(wide[3]).max(0)]
+    G[:, ::2] *= 1e-3  # so that these are feasible
+    x, y, r, g = (V.astype(float) for V in (X, Y, R, G))
+    theta = -r * np.minimum(1, 0.1 / np.abs(g).max(axis=0))
+    penalty = 0.1 * np.abs(x).sum(axis=0)
+    primal, dual = 0.5 * (r**2).sum(axis=0) + penalty, 0.5 * (y**2).sum(axis=0) - 0.5 * ((y - theta) ** 2).sum(axis=0)
     for module in (CPU, GENERIC):
-        found = module.recovery_sums(X, Y, R, G)
+        found = module.lasso_values(0.1, X, Y, R, G)
         assert found.dtype == np.float64
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
-    G[0] = np.nan
-    assert np.isnan(CPU.recovery_sums(X, Y, R, G)[3]).all()
+        np.testing.assert_allclose(found, [primal, np.maximum(primal - dual, 0)], rtol=1e-11)
+        np.testing.assert_allclose(module.lasso_values(0.0, X, Y, R, G)[0], primal - penalty, rtol=1e-12)
+        at_zero = module.lasso_values(0.1, 0 * X, Y, -Y, 0 * G)
+        np.testing.assert_array_equal(at_zero[1], 0)
 
 
 @pytest.mark.parametrize("module", [CPU, GENERIC])

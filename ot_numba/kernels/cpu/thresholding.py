@@ -26,8 +26,8 @@ SPARSE = 0.25, 0.1  #: part of the entries up to which A Z goes by the nonzeros:
 SPARSE_FROM = 1 << 15  #: entries of A for which that pays
 SIGNALS = 16  #: signals that are looked through together for their nonzeros
 BLOCKS = 16  #: blocks of rows of A, at most
-FEW = 0.15  #: part of the entries up to which `steps` treats one of several signals by itself
-REACH = 1.5  #: how much further than at hand a residual may move before a list of entries is made anew
+FEW = 0.25  #: part of the entries up to which `steps` treats one of several signals by itself
+REACH = 2.0  #: how much further than at hand a residual may move before a list of entries is made anew
 RENEWED = 0.5  #: part of the columns from which all of them are evaluated
 
 #: What `steps` knows of a signal: R and G belong to its Z, or to another point; what else it asks for.
@@ -216,7 +216,7 @@ def proximal_step(
 
 
 @helper
-def _add_products(z, w, x, sums):
+def _add_restart_products(z, w, x, sums):
     for b in range(w.shape[0]):
         sums[b] += np.float64(z[b] - w[b]) * np.float64(w[b] - x[b])
 
@@ -232,7 +232,7 @@ def _proximal_points(soft, step, tau, X, Z, G, rows, lo, hi, products):
                 _soft(Z[i], G[i], step, tau, buffer)
             else:
                 _hard(Z[i], G[i], step, tau, buffer)
-            _add_products(Z[i], buffer, X[i], products[block])
+            _add_restart_products(Z[i], buffer, X[i], products[block])
             G[i] = buffer
 
 
@@ -265,7 +265,7 @@ def accelerated_step(
     run_blocks(lambda lo, hi: _move(G, momentum, X, Z, rows, lo, hi), len(products), X.size)
 
 
-@helper
+@kernel
 def _accumulate(columns, places, count, z, out):
     """``out += A z`` by columns at the places where z is not 0."""
     i = 0
@@ -277,7 +277,7 @@ def _accumulate(columns, places, count, z, out):
         add_row(out, columns[places[k]], z[places[k]])
 
 
-@helper
+@kernel
 def _products_at(columns, places, count, r, out):
     """Inner products of r with some columns."""
     k = 0
@@ -301,7 +301,7 @@ def _nonzeros(z, most, places):
     return count
 
 
-@helper
+@kernel
 def _movable(x, z, g, norms, moved, limit, places):
     """Entries that a layer may change, where the residual is so far from that of the gradient g."""
     count = 0
@@ -344,7 +344,7 @@ def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R,
     for t in range(steps.shape[0]):
         limit = min(limit, taus[t] / steps[t])
     r, g, w = np.empty(m, X.dtype), np.empty(n, X.dtype), np.empty(n, X.dtype)
-    places, nonzeros, everything = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.arange(n)
+    places, nonzeros, everything = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.arange(n, dtype=np.int32)
     for b in here[lo:hi]:
         x, z, y, r0, g0 = X[b], Z[b], Y[b], R[b], G[b]
         count, size, reach, known = -1, 0, -1.0, state[b] == KNOWN
@@ -457,16 +457,15 @@ def steps(
     )  # fmt: skip
     done, state = arguments[-2:]
     here = np.arange(size)
-    while True:
+    while len(here):
         run_blocks(lambda lo, hi: _steps(*arguments, here, lo, hi), len(here), A.size * len(here) / 8)  # noqa: B023
         here = here[done[here] < len(step)]
-        if not len(here):
-            break
-        blind = here[state[here] == RESIDUAL]
-        if len(blind):
-            r[blind] = _row_product(z[blind], columns.values) - y[blind]
-        g[here] = _row_product(r[here], A)
-        state[here] = KNOWN
+        if len(here):
+            blind = here[state[here] == RESIDUAL]
+            if len(blind):
+                r[blind] = _row_product(z[blind], columns.values) - y[blind]
+            g[here] = _row_product(r[here], A)
+            state[here] = KNOWN
     if size > 1:
         X[...] = x.T
         Z[...] = z.T
@@ -474,7 +473,7 @@ def steps(
 
 
 @helper
-def _add_squares(u, v, sums):
+def _add_products(u, v, sums):
     for b in range(u.shape[0]):
         sums[b] += np.float64(u[b]) * np.float64(v[b])
 
@@ -493,20 +492,26 @@ def _raise_to(x, tops):
 
 
 @kernel
-def _recovery_sums(X, Y, R, G, out):
-    out[:] = 0
+def _lasso_values(reg, X, Y, R, G, out):
+    size = X.shape[1]
+    squares, cross, norms, tops = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size)
     for i in range(R.shape[0]):
-        _add_squares(R[i], R[i], out[0])
-        _add_squares(R[i], Y[i], out[1])
+        _add_products(R[i], R[i], squares)
+        _add_products(R[i], Y[i], cross)
     for i in range(X.shape[0]):
-        _add_sizes(X[i], out[2])
-        _raise_to(G[i], out[3])
+        _add_sizes(X[i], norms)
+        _raise_to(G[i], tops)
+    for b in range(size):
+        share = reg / tops[b] if tops[b] > reg else 1.0
+        gap = 0.5 * (1 + share * share) * squares[b] + share * cross[b] + reg * norms[b]
+        out[0, b] = 0.5 * squares[b] + reg * norms[b]
+        out[1, b] = 0.0 if gap < 0 else gap
 
 
-def recovery_sums(X: np.ndarray, Y: np.ndarray, R: np.ndarray, G: np.ndarray) -> np.ndarray:
-    """Sums of the columns of R R, R Y and |X|, and the maxima of those of |G|; float64 (4, B)."""
-    out = np.empty((4, X.shape[1]))
-    _recovery_sums(X, Y, R, G, out)
+def lasso_values(reg: float, X: np.ndarray, Y: np.ndarray, R: np.ndarray, G: np.ndarray) -> np.ndarray:
+    """Objective and duality gap of the LASSO of every column; float64 (2, B)."""
+    out = np.empty((2, X.shape[1]))
+    _lasso_values(float(reg), X, Y, R, G, out)
     return out
 
 

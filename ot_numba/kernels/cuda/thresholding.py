@@ -4,10 +4,10 @@ from ..generic.thresholding import (
     accelerated_step,
     columns_of,
     keep_largest,
+    lasso_values,
     masked_adjoint,
     product,
     proximal_step,
-    recovery_sums,
     residual_gradient,
     steps,
 )
@@ -16,10 +16,10 @@ __all__ = [
     "accelerated_step",
     "columns_of",
     "keep_largest",
+    "lasso_values",
     "masked_adjoint",
     "product",
     "proximal_step",
-    "recovery_sums",
     "residual_gradient",
     "steps",
 ]

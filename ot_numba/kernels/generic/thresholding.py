@@ -109,12 +109,16 @@ def repeat_steps(
             accelerated_step(kind, float(step[t]), float(tau[t]), theta, X, Z, G)
 
 
-def recovery_sums(X: Array, Y: Array, R: Array, G: Array) -> Array:
-    """Sums of the columns of R R, R Y and |X|, and the maxima of those of |G|; float64 (4, B)."""
+def lasso_values(reg: float, X: Array, Y: Array, R: Array, G: Array) -> Array:
+    """Objective and duality gap of the LASSO of every column; float64 (2, B)."""
     xp = array_namespace(X)
     wide = xp.astype(R, xp.float64)
-    sums = [xp.sum(V, axis=0, dtype=xp.float64) for V in (wide * wide, wide * xp.astype(Y, xp.float64), xp.abs(X))]
-    return xp.stack([*sums, xp.astype(xp.max(xp.abs(G), axis=0), xp.float64)])
+    norms = xp.sum(xp.abs(X), axis=0, dtype=xp.float64)
+    squares, cross = (xp.sum(wide * V, axis=0) for V in (wide, xp.astype(Y, xp.float64)))
+    top = xp.astype(xp.max(xp.abs(G), axis=0), xp.float64)
+    share = xp.where(top > reg, reg / xp.where(top > reg, top, xp.ones_like(top)), xp.ones_like(top))
+    gap = 0.5 * (1 + share**2) * squares + share * cross + reg * norms
+    return xp.stack([0.5 * squares + reg * norms, xp.where(gap < 0, xp.zeros_like(gap), gap)])
 
 
 def masked_adjoint(P: Array, signs: Array, G: Array) -> tuple[Array, Array]:
