@@ -356,7 +356,7 @@ class _Run:
 
     def _rest(self, tol: float) -> None:
         """Leave signals that have reached the tolerance as they are."""
-        going = ~(self.residual[self.here] <= tol)
+        going = ~(self.residual <= tol)[self.here]
         if going.all():
             return
         self.collect()

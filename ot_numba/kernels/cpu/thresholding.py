@@ -459,6 +459,8 @@ def steps(
     here = np.arange(size)
     while len(here):
         run_blocks(lambda lo, hi: _steps(*arguments, here, lo, hi), len(here), A.size * len(here) / 8)  # noqa: B023
+        if size == 1:
+            return
         here = here[done[here] < len(step)]
         if len(here):
             blind = here[state[here] == RESIDUAL]
@@ -466,10 +468,9 @@ def steps(
                 r[blind] = _row_product(z[blind], columns.values) - y[blind]
             g[here] = _row_product(r[here], A)
             state[here] = KNOWN
-    if size > 1:
-        X[...] = x.T
-        Z[...] = z.T
-        residual_gradient(A, X, Y, R, G, columns)
+    X[...] = x.T
+    Z[...] = z.T
+    residual_gradient(A, X, Y, R, G, columns)
 
 
 @helper
