@@ -93,9 +93,11 @@ def ista(
     Notes
     -----
     An iteration takes a product with A and one with its transpose (2 m n B multiplications), a check the time of an
-    elementwise pass. Of an array the first product takes time by the nonzeros of x where few are. Memory beyond the
-    input: O((m + n) B), and a transposed copy of an array. `fista` needs far fewer iterations, `lasso` is faster where
-    the columns of A can be read.
+    elementwise pass. Of a NumPy array only those columns are taken whose entry of x is not 0 or may become so before
+    the next check, which the gradient at the last one bounds; where these are many, products are those of BLAS, of all
+    such signals together. A signal that has reached `tol` stays as it is. Memory beyond the input: O((m + n) B), and a
+    transposed copy of an array. `fista` needs far fewer iterations, `lasso` is faster where the columns of A can be
+    read.
 
     References
     ----------
@@ -325,6 +327,7 @@ class _Run:
         self.reg, self.k, self.step = reg, k, step
         self.kind = HARD if method == "iht" else SOFT
         self.tau = 0.0 if k is not None else math.sqrt(2 * reg * step) if method == "iht" else step * reg
+        self.numbers = np.empty(0), np.empty(0)  # steps and thresholds of the iterations between two checks
         self.theta: Any = 1.0
         if restart:
             self.theta = self._array(np.ones(Y.shape[1]))
@@ -392,8 +395,9 @@ class _Run:
                     momentum = np.array([self._next_momentum() for _ in range(count)])
                 elif self.method == "fista":
                     theta = self.theta
-                numbers = np.full(count, step), np.full(count, self.tau)
-                operator.steps(self.kind, *numbers, self.Y, self.X, self.Z, self.R, self.G, momentum, theta)
+                if len(self.numbers[0]) != count:
+                    self.numbers = np.full(count, step), np.full(count, self.tau)
+                operator.steps(self.kind, *self.numbers, self.Y, self.X, self.Z, self.R, self.G, momentum, theta)
         self.n_iter += count
 
     def _next_momentum(self) -> float:
@@ -428,7 +432,7 @@ class _Run:
         try:
             while True:
                 self.measure()
-                total, worst = float(self.value.mean()), float(self.residual.max())
+                total, worst = float(self.value.sum()) / len(self.value), float(self.residual.max())
                 if limit is None:
                     limit = GROWTH * max(total, float(self.units.mean()))
                 if not total <= limit:

@@ -123,8 +123,9 @@ def unfolded_forward(
 
     Notes
     -----
-    Where A is an array and n < 2 m, a layer is a product with :math:`A^\top A` (n^2 B multiplications, n^2 numbers),
-    else products with A and its transpose (2 m n B). Memory beyond that: O((m + n) B).
+    A layer takes products with A and its transpose (2 m n B multiplications). Where A is an array, n < 2 m, and there
+    are so many layers and signals that it pays to form :math:`A^\top A`, it is a product with that (n^2 B
+    multiplications, n^2 numbers). Memory beyond that: O((m + n) B).
 
     References
     ----------
