@@ -18,6 +18,7 @@ Array = Any
 PROX = {"soft": SOFT, "hard": HARD}
 LOSSES = ("objective", "mse")
 MODES = ("reverse", "forward")
+SPARSE_FROM = 100  #: products for which it pays to prepare for sparse ones
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ class Normal:
         m, n = operator.shape
         dense = isinstance(operator, DenseOperator) and not isinstance(operator, SparseOperator)
         self.gram = operator.A.T @ operator.A if dense and uses * (2 * m - n) > m * n else None
-        if self.gram is None and uses > 3:
+        if self.gram is None and uses > SPARSE_FROM:
             operator.expect_sparse()
 
     def apply(self, Q: Array, out: Array) -> Array:

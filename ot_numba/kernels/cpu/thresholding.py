@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..contract import SOFT
+from ..generic.thresholding import repeat_steps
 from .exponents import ROWS, add_row, add_rows, dot_row, dot_rows
 from .jit import helper, kernel
 from .plans import sum_blocks
@@ -26,6 +27,7 @@ SPARSE = 0.25, 0.1  #: part of the entries up to which A Z goes by the nonzeros:
 SPARSE_FROM = 1 << 15  #: entries of A for which that pays
 SIGNALS = 16  #: signals that are looked through together for their nonzeros
 BLOCKS = 16  #: blocks of rows of A, at most
+STRIPE, STRIPE_ROWS = 64, 8  #: columns, and rows, that are transposed together
 FEW = 0.25  #: part of the entries up to which `steps` treats one of several signals by itself
 REACH = 2.0  #: how much further than at hand a residual may move before a list of entries is made anew
 RENEWED = 0.5  #: part of the columns from which all of them are evaluated
@@ -107,10 +109,34 @@ class Columns(NamedTuple):
     norms: np.ndarray  #: float64 (n,)
 
 
+@helper
+def _square_sum(v):
+    s = 0.0
+    for i in range(v.shape[0]):
+        s += np.float64(v[i]) * np.float64(v[i])
+    return s
+
+
+@kernel
+def _transpose(A, lo, hi, values, norms):
+    """Columns of A by blocks, from few rows at a time: many, a power of 2 apart, drive each other out of the cache."""
+    m, n = A.shape
+    for block in range(lo, hi):
+        first, end = block * STRIPE, min(n, (block + 1) * STRIPE)
+        for i0 in range(0, m, STRIPE_ROWS):
+            i1 = min(m, i0 + STRIPE_ROWS)
+            for j in range(first, end):
+                for i in range(i0, i1):
+                    values[j, i] = A[i, j]
+        for j in range(first, end):
+            norms[j] = np.sqrt(_square_sum(values[j]))
+
+
 def columns_of(A: np.ndarray) -> Columns:
     """What serves `residual_gradient` and `steps` where Z is sparse."""
-    values = np.ascontiguousarray(A.T)
-    return Columns(values, np.sqrt(np.einsum("ji,ji->j", values, values, dtype=float)))
+    columns = Columns(np.empty(A.shape[::-1], A.dtype), np.empty(A.shape[1]))
+    run_blocks(lambda lo, hi: _transpose(A, lo, hi, *columns), math.ceil(A.shape[1] / STRIPE), A.size)
+    return columns
 
 
 def residual_gradient(
@@ -446,6 +472,13 @@ def steps(
     columns: Columns | None = None,
 ) -> None:
     """Layers one after the other, X and Z in place, from R and G of the old X to those of the new one."""
+    if columns is None and X.shape[1] == 1 and A.nbytes >= FUSED_FROM:  # a pass over A for each layer: no better
+        repeat_steps(
+            lambda V: residual_gradient(A, V, Y, R, G), proximal_step, accelerated_step, kind, step, tau, X, Z, G,
+            momentum, theta,
+        )  # fmt: skip
+        residual_gradient(A, X, Y, R, G)
+        return
     columns = columns_of(A) if columns is None else columns
     size, plain = X.shape[1], Z is X
     y, x, r, g = (np.ascontiguousarray(V.T) for V in (Y, X, R, G))  # of one signal the arrays themselves
