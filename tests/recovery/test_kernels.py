@@ -11,7 +11,10 @@ from ot_numba.kernels.contract import HARD, SOFT
 
 CPU = importlib.import_module("ot_numba.kernels.cpu.thresholding")
 GENERIC = importlib.import_module("ot_numba.kernels.generic.thresholding")
-NAMES = ("product", "columns_of", "residual_gradient", "proximal_step", "masked_adjoint", "keep_largest")
+NAMES = (
+    "product", "columns_of", "residual_gradient", "proximal_step", "accelerated_step", "steps", "lasso_values",
+    "masked_adjoint", "keep_largest",
+)  # fmt: skip
 DTYPES = ("float64", "float32")
 
 
@@ -73,21 +76,106 @@ def test_proximal_step_agrees_with_the_reference(dtype, kind, momentum, shape):
     results = []
     for module in (CPU, GENERIC):
         x, z, signs = X.copy(), Z.copy(), np.full(shape, 5, np.int8)
-        product = module.proximal_step(kind, 0.3, 0.4, momentum, x, z, G, signs)
-        results.append((x, z, signs, product))
-    (x, z, signs, product), reference = results
+        module.proximal_step(kind, 0.3, 0.4, momentum, x, z, G, signs)
+        results.append((x, z, signs))
+    (x, z, signs), reference = results
     V = Z - X.dtype.type(0.3) * G
     clear = np.abs(np.abs(V) - 0.4) > 1e-5
     equal_to_rounding(x[clear], reference[0][clear], 8)
     equal_to_rounding(z[clear], reference[1][clear], 16)
     np.testing.assert_array_equal(signs, np.sign(x))
-    assert product == pytest.approx(float(reference[3]), rel=1e-6 if dtype == "float32" else 1e-12, abs=1e-6)
-    plain = Z.copy()
-    assert CPU.proximal_step(kind, 0.3, 0.4, 0.0, plain, plain, G) == 0
-    np.testing.assert_array_equal(plain, x)
-    again = Z.copy()
-    assert GENERIC.proximal_step(kind, 0.3, 0.4, 0.0, again, again, G) == 0
-    np.testing.assert_array_equal(again, reference[0])
+    for module, expected in ((CPU, x), (GENERIC, reference[0])):
+        plain = Z.copy()
+        module.proximal_step(kind, 0.3, 0.4, 0.0, plain, plain, G)
+        np.testing.assert_array_equal(plain, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [SOFT, HARD])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (1024, 1), (1025, 17), (2001, 40)])
+def test_accelerated_step_agrees_with_the_reference(dtype, kind, shape):
+    X, Z, G = arrays(1, shape, shape, shape, dtype=dtype)
+    Z[:, ::2] = X[:, ::2]  # as after a restart: not again
+    X[:, 1::2], Z[:, 1::2], G[:, 1::2] = 0, 5 + np.abs(Z[:, 1::2]), np.abs(G[:, 1::2])  # turns back
+    thetas = 1 + np.random.default_rng(0).random(shape[1]) * np.arange(shape[1])
+    results = []
+    for module in (CPU, GENERIC):
+        x, z, theta = X.copy(), Z.copy(), thetas.copy()
+        module.accelerated_step(kind, 0.3, 0.4, theta, x, z, G.copy())
+        results.append((x, z, theta))
+    for ours, reference in zip(*results, strict=True):
+        equal_to_rounding(ours, reference, 32)
+    (x, z, theta), W = results[0], results[0][0]
+    restarted = ((Z - W) * (W - X)).sum(axis=0) > 0
+    np.testing.assert_array_equal(restarted, np.arange(shape[1]) % 2 == 1)
+    np.testing.assert_array_equal(theta == 1, restarted)
+    np.testing.assert_array_equal(z[:, restarted], x[:, restarted])
+    following = (1 + np.sqrt(1 + 4 * thetas**2)) / 2
+    by_hand = W + np.where(restarted, 0, (thetas - 1) / following) * (W - X)
+    equal_to_rounding(z, by_hand.astype(dtype), 32)
+
+
+@settings(max_examples=60)
+@given(
+    m=st.integers(1, 30), n=st.integers(1, 40), size=st.integers(1, 6), count=st.integers(1, 12),
+    dtype=st.sampled_from(DTYPES), kind=st.sampled_from([SOFT, HARD]), seed=st.integers(0, 99),
+    way=st.sampled_from(["plain", "momentum", "theta"]), density=st.sampled_from([0.0, 0.1, 0.5]),
+    part=st.sampled_from([0.0, 0.1, 0.5]), with_columns=st.booleans(), few=st.sampled_from([0.0, 0.2, 1.0]),
+    renewed=st.sampled_from([0.0, 0.5, 2.0]),
+)  # fmt: skip
+def test_steps_are_the_layers(
+    m, n, size, count, dtype, kind, seed, way, density, part, with_columns, few, renewed
+):  # fmt: skip
+    A, X, Y, Z = arrays(seed, (m, n), (n, size), (m, size), (n, size), dtype=dtype)
+    X *= np.random.default_rng(seed).random(X.shape) < density
+    Z = X if way == "plain" else X + Z * (np.random.default_rng(seed + 1).random(X.shape) < density)
+    norm = np.linalg.norm(A.astype(float), 2) ** 2
+    step = np.linspace(0.5, 1.5, count) / norm
+    reg = part * float(np.abs(A.T @ Y).max())
+    tau = step * reg if kind == SOFT else np.sqrt(2 * step * reg**2 / norm)
+    momentum = np.linspace(-0.2, 0.9, count) if way == "momentum" else None
+    thetas = np.linspace(1, 5, size) if way == "theta" else None
+    results = []
+    for module, floats in ((CPU, dtype), (GENERIC, "float64")):
+        a, y, x = A.astype(floats), Y.astype(floats), X.astype(floats)
+        z = x if way == "plain" else Z.astype(floats)
+        r = a @ x - y
+        g, theta = a.T @ r, None if thetas is None else thetas.copy()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CPU, "FEW", few)
+            columns = module.columns_of(a) if with_columns else None
+            module.steps(kind, step, tau, a, y, x, z, r, g, momentum, theta, columns)
+        results.append((x, z, r, g, theta))
+    ours, reference = results
+    if kind == SOFT or np.array_equal(ours[0] != 0, reference[0] != 0):  # rounding decides at |v| = tau
+        eps = np.finfo(dtype).eps * 200 * count
+        scale = max(1.0, np.abs(reference[1]).max(), np.abs(Y).max())
+        if way != "theta" or np.array_equal(ours[4] == 1, reference[4] == 1):  # and which signals restart
+            for found, expected, size_ in zip(ours, reference, (1, 1, norm**0.5, norm, 1), strict=True):
+                if expected is not None:
+                    np.testing.assert_allclose(found, expected, rtol=0, atol=eps * scale * max(size_, 1))
+    x, _, r, g, _ = ours
+    np.testing.assert_allclose(r, A @ x - Y, atol=100 * np.finfo(dtype).eps * (1 + norm**0.5 * np.abs(x).sum()))
+    np.testing.assert_allclose(g, A.T @ r, atol=100 * np.finfo(dtype).eps * (1 + norm**0.5 * np.abs(r).sum()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 4, 3), (40, 1025, 17)])
+def test_lasso_values(dtype, shape):
+    m, n, size = shape
+    X, Y, R, G = arrays(5, (n, size), (m, size), (m, size), (n, size), dtype=dtype)
+    G[:, ::2] *= 1e-3  # so that these are feasible
+    x, y, r, g = (V.astype(float) for V in (X, Y, R, G))
+    theta = -r * np.minimum(1, 0.1 / np.abs(g).max(axis=0))
+    penalty = 0.1 * np.abs(x).sum(axis=0)
+    primal, dual = 0.5 * (r**2).sum(axis=0) + penalty, 0.5 * (y**2).sum(axis=0) - 0.5 * ((y - theta) ** 2).sum(axis=0)
+    for module in (CPU, GENERIC):
+        found = module.lasso_values(0.1, X, Y, R, G)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, [primal, np.maximum(primal - dual, 0)], rtol=1e-11)
+        np.testing.assert_allclose(module.lasso_values(0.0, X, Y, R, G)[0], primal - penalty, rtol=1e-12)
+        at_zero = module.lasso_values(0.1, 0 * X, Y, -Y, 0 * G)
+        np.testing.assert_array_equal(at_zero[1], 0)
 
 
 @pytest.mark.parametrize("module", [CPU, GENERIC])
@@ -147,9 +235,16 @@ def test_bits_do_not_depend_on_threads(monkeypatch):
             few, S, T = np.where(np.abs(P) > 2, P, 0), np.empty((801, 700)), np.empty_like(P)
             CPU.residual_gradient(A, few, np.zeros_like(S), S, T, CPU.columns_of(A))
             x, z, q, kept = P.copy(), P[::-1].copy(), P.copy(), P.copy()
-            product = CPU.proximal_step(SOFT, 0.1, 0.2, 0.5, x, z, P, None)
+            CPU.proximal_step(SOFT, 0.1, 0.2, 0.5, x, z, P, None)
             CPU.keep_largest(kept, 9)
-            results.append([R, G, S, T, x, z, np.array(product), q, np.array(CPU.masked_adjoint(q, signs, P)), kept])
+            theta, u, v = np.linspace(1, 9, 700), np.where(np.arange(700) % 3, few, P), P[::-1].copy()
+            CPU.accelerated_step(SOFT, 0.1, 0.2, theta, u, v, P.copy())
+            layers = [np.where(np.arange(700) % 3, few, P), T.copy(), S.copy(), theta.copy()]
+            CPU.steps(
+                SOFT, np.full(3, 1e-4), np.full(3, 1e-2), A, S, layers[0], layers[0].copy(), layers[2], layers[1],
+                None, layers[3], CPU.columns_of(A),
+            )  # fmt: skip
+            results.append([R, G, S, T, x, z, q, np.array(CPU.masked_adjoint(q, signs, P)), kept, theta, u, v, *layers])
     finally:
         set_num_threads(before)
     for other in results[1:]:
