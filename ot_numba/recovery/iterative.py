@@ -173,8 +173,8 @@ def fista(
 
     Notes
     -----
-    As `ista`, with an array (n, B) more, and checks that take the time of an iteration. On CuPy arrays the host waits
-    in each iteration for the number that `restart` looks at.
+    As `ista`, with an array (n, B) more, and checks that take the time of an iteration. On CuPy arrays `restart` takes
+    three kernels, not one; what it looks at stays on the device.
 
     References
     ----------
