@@ -620,7 +620,7 @@ def _quick_checks(cupy, family):
         yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
     if family == "thresholding":
         thresholding_checks.BACKENDS["cuda"] = (module, cupy.asarray)
-        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17)):
+        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17), (9, 70)):
             yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
             yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
         for check in (thresholding_checks.check_adjoint, thresholding_checks.check_accelerated_layer):

@@ -100,7 +100,7 @@ def check_accelerated_layer(backend, n, size, dtype, seed=0, special=False):
     for V in (X, Z, G):
         V[:, (seed + 1) % 5 :: 5] = 0
     if special:
-        spoil(seed, *(V[:, ::2] for V in (X, Z, G)))
+        spoil(seed, *(V[:, ::3] for V in (X, Z, G)))
     start = np.resize(np.roll(THETAS, seed), size)
     for kind in (SOFT, HARD):
         x, z, theta = map(asarray, (X, Z, start))

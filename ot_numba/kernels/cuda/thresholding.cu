@@ -153,7 +153,7 @@ __device__ __forceinline__ void restart_products(int soft, T step, T tau, const 
   const Share share(width);
   double product[1] = {0};
   if (share.column < B)
-    for (i64 i = share.first(n); i < share.end(n); i += share.stride()) {
+    for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
       const i64 e = i * B + share.column;
       const T x = X[e], z = Z[e], w = layer(soft, step, tau, z, G[e]);
       product[0] += (double)(z - w) * (double)(w - x);
@@ -192,7 +192,7 @@ __device__ __forceinline__ void accelerated_step(int soft, T step, T tau, const 
   const Share share(width);
   if (share.column >= B) return;
   const T momentum = (T)momenta[share.column];
-  for (i64 i = share.first(n); i < share.end(n); i += share.stride()) {
+  for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
     const i64 e = i * B + share.column;
     const T x = X[e], w = layer(soft, step, tau, Z[e], G[e]);
     Z[e] = fma(momentum, w - x, w);
@@ -216,12 +216,12 @@ __device__ __forceinline__ void lasso_sums(const T* X, const T* Y, const T* R, c
   const Share share(width);
   double v[4] = {0, 0, 0, 0};
   if (share.column < B) {
-    for (i64 i = share.first(m); i < share.end(m); i += share.stride()) {
+    for (i64 i = share.first(m), end = share.end(m); i < end; i += share.stride()) {
       const double r = R[i * B + share.column], y = Y[i * B + share.column];
       v[0] += r * r;
       v[1] += r * y;
     }
-    for (i64 i = share.first(n); i < share.end(n); i += share.stride()) {
+    for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
       v[2] += fabs((double)X[i * B + share.column]);
       v[3] = top_of(v[3], fabs((double)G[i * B + share.column]));
     }
