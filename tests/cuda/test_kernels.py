@@ -503,7 +503,7 @@ def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small
 @on_the_emulated_device
 @each_dtype
 def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
-    """Few launches, all but one of which join partial sums; no wait, no memory of the size of an array."""
+    """In each launch, and those that join partial sums are small; no wait, no memory of the size of an array."""
     kernels, asarray = thresholding.BACKENDS["cuda"]
     X, Z, G, P = (asarray(np.ones((330, 50), dtype)) for _ in range(4))
     points, gradients, Y, R = (asarray(np.ones((50, 50), dtype)) for _ in range(4))

@@ -1,5 +1,6 @@
-// Elementwise passes of sparse recovery, each array read once and written once, and the k largest entries of columns;
-// see `contract`. Products with the matrix are those of cuBLAS.
+// Elementwise passes of sparse recovery, each array read once and written once (read twice where all of it decides how
+// it is written), sums of columns, and their k largest entries; see `contract`. Products with the matrix are those of
+// cuBLAS.
 //
 // The numbers of blocks depend on the sizes alone, partial sums are in double and added in the order of the threads, of
 // the warps and of the blocks, in a launch of their own: the bits are always the same. The k-th largest absolute value

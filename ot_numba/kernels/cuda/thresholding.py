@@ -46,7 +46,7 @@ def _blocks(size: int) -> int:
 
 
 def _shares(rows: int, count: int) -> tuple[np.int32, int, int]:
-    """Columns of a block, the blocks for all columns, and pieces of the rows for others beside them."""
+    """Columns that go to a block together, how many such groups there are, and pieces of rows, a block for each."""
     width = min(WARP, 1 << (count - 1).bit_length())
     groups = math.ceil(count / width)
     return np.int32(width), groups, max(1, min(math.ceil(rows * width / BLOCK_ENTRIES), BLOCKS // groups))
