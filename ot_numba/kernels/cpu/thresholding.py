@@ -7,6 +7,7 @@ that stay in the first-level cache, in loops with one output each, which vectori
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -56,18 +57,29 @@ def _residual_gradient(A, z, y, lo, hi, block_rows, r, partial):
 
 def product(A: np.ndarray, Z: np.ndarray, out: np.ndarray) -> None:
     """``out = A Z`` in place."""
-    count = math.ceil(A.size * Z.shape[1] / SERIAL)
-    width = math.ceil(Z.shape[1] / count)
+    _in_parts(lambda part: np.matmul(A, Z[:, part], out=out[:, part]), Z.shape[1], A.size)
+
+
+def _row_product(Z: np.ndarray, M: np.ndarray) -> np.ndarray:
+    """``Z M``."""
+    out = np.empty((len(Z), M.shape[1]), M.dtype)
+    _in_parts(lambda part: np.matmul(Z[part], M, out=out[part]), len(Z), M.size)
+    return out
+
+
+def _in_parts(multiply: Callable[[slice], object], size: int, work: int) -> None:
+    """Multiply a matrix of so many entries with vectors, some at a time, unless these would be too few."""
+    count = math.ceil(work * size / SERIAL)
+    width = math.ceil(size / count)
     if count == 1 or width < LEAST_WIDTH:
-        np.matmul(A, Z, out=out)
+        multiply(slice(None))
         return
 
     def task(lo: int, hi: int) -> None:
         for block in range(lo, hi):
-            columns = slice(block * width, (block + 1) * width)
-            np.matmul(A, Z[:, columns], out=out[:, columns])
+            multiply(slice(block * width, (block + 1) * width))
 
-    run_blocks(task, count, A.size * Z.shape[1] / 16)
+    run_blocks(task, count, work * size / 16)
 
 
 @helper
@@ -440,21 +452,6 @@ def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R,
             r0[:] = -y
             _accumulate(columns, nonzeros, _nonzeros(x, n, nonzeros), x, r0)
             _products_at(columns, everything, n, r0, g0)
-
-
-def _row_product(Z: np.ndarray, M: np.ndarray) -> np.ndarray:
-    """``Z M`` by blocks of rows."""
-    out = np.empty((len(Z), M.shape[1]), M.dtype)
-    count = math.ceil(M.size * len(Z) / SERIAL)
-    width = max(LEAST_WIDTH, math.ceil(len(Z) / count))
-
-    def task(lo: int, hi: int) -> None:
-        for block in range(lo, hi):
-            rows = slice(block * width, (block + 1) * width)
-            np.matmul(Z[rows], M, out=out[rows])
-
-    run_blocks(task, math.ceil(len(Z) / width), M.size * len(Z) / 16)
-    return out
 
 
 def steps(
