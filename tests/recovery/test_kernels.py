@@ -157,6 +157,25 @@ def test_steps_are_the_layers(m, n, size, count, dtype, kind, seed, way, density
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [SOFT, HARD])
+@pytest.mark.parametrize("size", [1, 3])
+def test_entries_that_only_just_move(dtype, kind, size):
+    u = np.array([[2.0], [-1.0], [2.0]]) / 3  # columns in one direction: gradients change as much as they can
+    a = np.concatenate([[0.4], np.linspace(0.1, 0.3, 59), [0.505, 0.51, 0.6]])
+    A, Y = (u * a).astype(dtype), u.repeat(size, axis=1).astype(dtype)
+    step, tau = np.array([0.1]), np.array([0.1])
+    results = []
+    for module in (CPU, GENERIC):
+        X, R, G = np.zeros((63, size), dtype), -Y, -A.T @ Y
+        Z = X.copy()
+        Z[0] = -2.5  # the residual becomes -2 u: gradients -2 a, of which three are beyond tau / step
+        module.steps(kind, step, tau, A, Y, X, Z, R, G, np.zeros(1), None, module.columns_of(A))
+        results.append(X)
+    assert np.count_nonzero(results[1]) == 4 * size
+    equal_to_rounding(*results, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (9, 4, 3), (40, 1025, 17)])
 def test_lasso_values(dtype, shape):
     m, n, size = shape
