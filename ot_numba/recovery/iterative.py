@@ -319,7 +319,7 @@ def start(operator: Operator, init: Any, count: int) -> Array:
 
 
 class _Run:
-    """The signals, and what is known of them: all of it, but for (B,) arrays on the host, of those at work only."""
+    """All `signals`, with their `value`, `gap` and `residual`; and those that are still at work, its columns `here`."""
 
     def __init__(
         self, operator: Operator, Y: Array, X: Array, method: str, reg: float | None, k: int | None, step: float,

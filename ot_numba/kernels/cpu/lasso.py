@@ -11,6 +11,7 @@ import numpy as np
 
 from .jit import helper, kernel
 from .threads import run_blocks
+from .thresholding import copy
 
 MEMORY = 5  #: differences of iterates that the extrapolation combines
 RIDGE = 1e-11  #: added to the matrix of Newton's method, as a part of the largest diagonal entry
@@ -181,7 +182,7 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
             _descend(values, indices, indptr, active, size, squares, reg, x, r)
             for k in range(size):
                 iterates[q, k] = x[active[k]]
-            residuals[q] = r
+            copy(r, residuals[q])
             if q:
                 for i in range(m):
                     steps[q - 1, i] = residuals[q, i] - residuals[q - 1, i]
@@ -193,7 +194,7 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
             if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < before:
                 for k in range(size):
                     x[active[k]] = iterates[K, k]
-                r[:] = residuals[K]
+                copy(residuals[K], r)
 
 
 @kernel
@@ -265,7 +266,7 @@ def _products(values, indices, indptr, r, reg, moved, squares, lo, hi, products,
 @kernel
 def residual(values, indices, indptr, y, x, r, seen):
     """``r = y - A x`` in place, over the nonzeros of x; how far it is from `seen`, which becomes r."""
-    r[:] = y
+    copy(y, r)
     for j in range(x.shape[0]):
         if x[j] != 0:
             _subtract(values, indices, indptr, j, x[j], r)

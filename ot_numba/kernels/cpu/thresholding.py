@@ -7,6 +7,7 @@ that stay in the first-level cache, in loops with one output each, which vectori
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -56,18 +57,29 @@ def _residual_gradient(A, z, y, lo, hi, block_rows, r, partial):
 
 def product(A: np.ndarray, Z: np.ndarray, out: np.ndarray) -> None:
     """``out = A Z`` in place."""
-    count = math.ceil(A.size * Z.shape[1] / SERIAL)
-    width = math.ceil(Z.shape[1] / count)
+    _in_parts(lambda part: np.matmul(A, Z[:, part], out=out[:, part]), Z.shape[1], A.size)
+
+
+def _row_product(Z: np.ndarray, M: np.ndarray) -> np.ndarray:
+    """``Z M``."""
+    out = np.empty((len(Z), M.shape[1]), M.dtype)
+    _in_parts(lambda part: np.matmul(Z[part], M, out=out[part]), len(Z), M.size)
+    return out
+
+
+def _in_parts(multiply: Callable[[slice], object], size: int, work: int) -> None:
+    """Multiply a matrix of so many entries with vectors, some at a time, unless these would be too few."""
+    count = math.ceil(work * size / SERIAL)
+    width = math.ceil(size / count)
     if count == 1 or width < LEAST_WIDTH:
-        np.matmul(A, Z, out=out)
+        multiply(slice(None))
         return
 
     def task(lo: int, hi: int) -> None:
         for block in range(lo, hi):
-            columns = slice(block * width, (block + 1) * width)
-            np.matmul(A, Z[:, columns], out=out[:, columns])
+            multiply(slice(block * width, (block + 1) * width))
 
-    run_blocks(task, count, A.size * Z.shape[1] / 16)
+    run_blocks(task, count, work * size / 16)
 
 
 @helper
@@ -173,6 +185,13 @@ def residual_gradient(
 
 
 @helper
+def copy(v, out):
+    """``out[:] = v``, for whose error message Numba compiles two seconds."""
+    for i in range(v.shape[0]):
+        out[i] = v[i]
+
+
+@helper
 def _soft(z, g, step, tau, w):
     for i in range(w.shape[0]):
         v = z[i] - step * g[i]
@@ -217,8 +236,8 @@ def _proximal_step(soft, step, tau, momentum, x, z, g, signs, lo, hi):
         if momentum != 0:
             _extrapolate(w, x[i:j], momentum, z[i:j])
         else:
-            z[i:j] = w
-        x[i:j] = w
+            copy(w, z[i:j])
+        copy(w, x[i:j])
 
 
 def proximal_step(
@@ -259,7 +278,7 @@ def _proximal_points(soft, step, tau, X, Z, G, rows, lo, hi, products):
             else:
                 _hard(Z[i], G[i], step, tau, buffer)
             _add_restart_products(Z[i], buffer, X[i], products[block])
-            G[i] = buffer
+            copy(buffer, G[i])
 
 
 @helper
@@ -272,7 +291,7 @@ def _extrapolate_all(w, x, momentum, z):
 def _move(W, momentum, X, Z, rows, lo, hi):
     for i in range(lo * rows, min(X.shape[0], hi * rows)):
         _extrapolate_all(W[i], X[i], momentum, Z[i])
-        X[i] = W[i]
+        copy(W[i], X[i])
 
 
 def accelerated_step(
@@ -292,8 +311,10 @@ def accelerated_step(
 
 
 @kernel
-def _accumulate(columns, places, count, z, out):
-    """``out += A z`` by columns at the places where z is not 0."""
+def _residual(columns, places, count, z, y, out):
+    """``out = A z - y`` by columns at the places where z is not 0."""
+    for i in range(y.shape[0]):
+        out[i] = -y[i]
     i = 0
     while i + 4 <= count:
         j0, j1, j2, j3 = places[i], places[i + 1], places[i + 2], places[i + 3]
@@ -389,14 +410,13 @@ def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R,
                 if waits and count > most:
                     state[b] = RESIDUAL
                     break
-                r[:] = -y
-                _accumulate(columns, nonzeros, count, z, r)
+                _residual(columns, nonzeros, count, z, y, r)
                 moved = _distance(r, r0)
                 if not moved <= reach:
                     reach = REACH * moved
                     size = _movable(x, z, g0, norms, reach, limit, places)
                     if size > (most if waits else RENEWED * n):
-                        r0[:] = r
+                        copy(r, r0)
                         if waits:
                             state[b] = GRADIENT
                             break
@@ -423,8 +443,8 @@ def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R,
                 if beta != 0:
                     _extrapolate(w, x, beta, z)
                 else:
-                    z[:] = w
-                x[:] = w
+                    copy(w, z)
+                copy(w, x)
                 known, count, reach = False, -1, -1.0
             else:
                 count = 0
@@ -437,24 +457,8 @@ def _steps(soft, steps, taus, betas, restarts, most, columns, norms, Y, X, Z, R,
                     count += v != 0
             done[b] += 1
         if not waits:
-            r0[:] = -y
-            _accumulate(columns, nonzeros, _nonzeros(x, n, nonzeros), x, r0)
+            _residual(columns, nonzeros, _nonzeros(x, n, nonzeros), x, y, r0)
             _products_at(columns, everything, n, r0, g0)
-
-
-def _row_product(Z: np.ndarray, M: np.ndarray) -> np.ndarray:
-    """``Z M`` by blocks of rows."""
-    out = np.empty((len(Z), M.shape[1]), M.dtype)
-    count = math.ceil(M.size * len(Z) / SERIAL)
-    width = max(LEAST_WIDTH, math.ceil(len(Z) / count))
-
-    def task(lo: int, hi: int) -> None:
-        for block in range(lo, hi):
-            rows = slice(block * width, (block + 1) * width)
-            np.matmul(Z[rows], M, out=out[rows])
-
-    run_blocks(task, math.ceil(len(Z) / width), M.size * len(Z) / 16)
-    return out
 
 
 def steps(
