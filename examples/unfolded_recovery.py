@@ -83,7 +83,7 @@ def paths(A: np.ndarray, Y: np.ndarray, method: str, layers: int) -> dict[str, l
         options |= {"max_iter": layers, "check_every": 1, "restart": False}
         ot_numba.fista(A, Y, callback=lambda state: path.append(state.x.copy()), **options)
         found["FISTA"] = path
-        found["ISTA, limit"] = [ot_numba.lasso(A, Y, reg=REG[method], tol=1e-9).x]
+        found["ISTA, limit"] = [ot_numba.fista(A, Y, reg=REG[method], tol=1e-9).x]
     else:
         found["IHT, limit"] = [ot_numba.iht(A, Y, max_iter=LIMIT, check_every=LIMIT, **options).x]
     return found

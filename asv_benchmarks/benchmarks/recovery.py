@@ -1,4 +1,4 @@
-"""Sparse recovery: the LASSO against its peers to the same duality gap, and layers against NumPy. All on one thread."""
+"""Sparse recovery: the LASSO against its peers to the same gap, iterations against NumPy. All on one thread."""
 
 from __future__ import annotations
 
@@ -166,41 +166,104 @@ class Path:
     track_seconds.unit = "seconds"
 
 
-class Layer:
-    """Seconds for a layer of ISTA of B signals, a tenth of them nonzero, by the kernels and by plain NumPy."""
+def signals(m: int, n: int, count: int, dtype: str) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """A Gaussian design in C order, noisy measurements of signals with m / 8 nonzeros, reg, and the longest step."""
+    rng = np.random.default_rng([SEED, m, n, count])
+    A = rng.normal(size=(m, n)) / np.sqrt(m)
+    X = np.zeros((n, count))
+    for b in range(count):
+        X[rng.choice(n, m // 8, replace=False), b] = rng.normal(size=m // 8)
+    Y = A @ X + 0.1 * np.sqrt(1 / 8) * rng.normal(size=(m, count))
+    reg = 0.1 * float(np.abs(A.T @ Y).max(axis=0).mean())
+    return A.astype(dtype), Y.astype(dtype), reg, float(np.linalg.norm(A, 2) ** -2)
 
-    params = (["kernels", "NumPy"], [(40, 60), (512, 256), (256, 1024), (1024, 4096)], [1, 64], ["float64", "float32"])
-    param_names = ("library", "shape", "signals", "dtype")
-    count = 20  #: layers of a call
 
-    def setup(self, library: str, shape: tuple[int, int], signals: int, dtype: str) -> None:
+def plain_iterations(
+    A: np.ndarray, Y: np.ndarray, reg: float, step: float, count: int, accelerated: bool, check_every: int
+) -> np.ndarray:
+    """ISTA or FISTA as one writes it in NumPy with arrays made ahead, and the gap at every check."""
+    number, theta = A.dtype.type, 1.0
+    step, tau = number(step), number(step * reg)
+    X, R = np.zeros((A.shape[1], Y.shape[1]), A.dtype), np.empty_like(Y)
+    Z, G, W = X.copy(), np.empty_like(X), np.empty_like(X)
+    for t in range(count):
+        if check_every and t % check_every == 0:
+            np.matmul(A, X, out=R)
+            np.subtract(R, Y, out=R)
+            np.matmul(A.T, R, out=G)
+            share = np.minimum(1, reg / np.abs(G).max(axis=0))
+            squares, cross = (R * R).sum(axis=0), (R * Y).sum(axis=0)
+            0.5 * (1 + share**2) * squares + share * cross + reg * np.abs(X).sum(axis=0)
+        if accelerated or not check_every or t % check_every:  # else they are known
+            np.matmul(A, Z if accelerated else X, out=R)
+            np.subtract(R, Y, out=R)
+            np.matmul(A.T, R, out=G)
+        np.multiply(G, step, out=G)
+        np.subtract(Z if accelerated else X, G, out=G)
+        np.clip(G, -tau, tau, out=W)
+        np.subtract(G, W, out=W)
+        if accelerated:
+            following = 0.5 * (1 + math.sqrt(1 + 4 * theta**2))
+            np.subtract(W, X, out=Z)
+            np.multiply(Z, number((theta - 1) / following), out=Z)
+            np.add(Z, W, out=Z)
+            theta = following
+        X, W = W, X
+    return X
+
+
+SHAPES = [(32, 64), (64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096)]
+
+
+class Iterations:
+    """Seconds for an iteration, checks included, on the way from 0 to a gap of 1e-4, against plain NumPy."""
+
+    params = (["ot_numba", "NumPy"], ["ista", "fista"], SHAPES, [1, 64], ["float64", "float32"])
+    param_names = ("library", "method", "shape", "signals", "dtype")
+    timeout = 300
+
+    def setup(self, library: str, method: str, shape: tuple[int, int], signals_: int, dtype: str) -> None:
         import ot_numba
-        from ot_numba.recovery.unfolded import make_layers, make_schedule
+
+        if signals_ > 1 and shape[0] > 512:
+            raise NotImplementedError("seconds for each")
+        ot_numba.set_num_threads(1)
+        A, Y, reg, step = signals(*shape, signals_, dtype)
+        solve, options = getattr(ot_numba, method), {"reg": reg, "step": step, "tol": 1e-4}
+        self.count = solve(A, Y, **options).n_iter
+        if library == "ot_numba":
+            self.run = lambda: solve(A, Y, **options)
+        else:
+            self.run = lambda: plain_iterations(A, Y, reg, step, self.count, method == "fista", 10)
+            self.run()
+
+    def track_seconds(self, library: str, method: str, shape: tuple[int, int], signals_: int, dtype: str) -> float:
+        return timing.typical(lambda: timing.seconds(self.run), 5) / self.count
+
+    track_seconds.unit = "seconds"
+
+
+class Layers:
+    """Seconds for 15 layers of unfolded ISTA from 0, against plain NumPy."""
+
+    params = (["ot_numba", "NumPy"], [(40, 60), (256, 1024), (1024, 4096)], [1, 64], ["float64", "float32"])
+    param_names = ("library", "shape", "signals", "dtype")
+    count = 15
+
+    def setup(self, library: str, shape: tuple[int, int], signals_: int, dtype: str) -> None:
+        import ot_numba
 
         ot_numba.set_num_threads(1)
-        rng = np.random.default_rng(SEED)
-        A = (rng.normal(size=shape) / np.sqrt(shape[0])).astype(dtype)
-        X = rng.normal(size=(shape[1], signals)) * (rng.random((shape[1], signals)) < 0.1)
-        X = X.astype(dtype)
-        step, tau = A.dtype.type(1e-6), A.dtype.type(1e-5)  # so that they stay what they are
-        layers, self.X, _ = make_layers(A, A @ X, X, self.count)
-        schedule = make_schedule(1e-6, 10.0, "soft", n_layers=self.count)
-        Y = layers.Y
-
-        def kernels() -> None:
-            for _ in layers.run(schedule, self.X):
-                pass
-
-        def plain() -> None:
-            for _ in range(self.count):
-                V = self.X - step * (A.T @ (A @ self.X - Y))
-                self.X = np.sign(V) * np.maximum(np.abs(V) - tau, 0)
-
-        self.run = kernels if library == "kernels" else plain
+        A, Y, reg, step = signals(*shape, signals_, dtype)
+        if library == "ot_numba":
+            steps = np.full(self.count, step)
+            self.run = lambda: ot_numba.unfolded_forward(A, Y, steps, reg=reg)
+        else:
+            self.run = lambda: plain_iterations(A, Y, reg, step, self.count, False, 0)
         self.run()
 
-    def track_seconds(self, library: str, shape: tuple[int, int], signals: int, dtype: str) -> float:
-        return timing.typical(lambda: timing.seconds(self.run), 25) / self.count
+    def track_seconds(self, library: str, shape: tuple[int, int], signals_: int, dtype: str) -> float:
+        return timing.typical(lambda: timing.seconds(self.run), 25)
 
     track_seconds.unit = "seconds"
 

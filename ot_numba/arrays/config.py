@@ -172,24 +172,33 @@ def set_num_threads(n: int) -> None:
     threads.set_num_threads(check_int(n, "n", low=1))
 
 
-def warmup(dtypes: str | Iterable[str] = _DTYPES) -> None:
-    """Compile the CPU kernels ahead, or load them from the cache, so that no later call pays for it.
+def warmup(dtypes: str | Iterable[str] = _DTYPES, families: str | Iterable[str] = "sinkhorn") -> None:
+    """Compile CPU kernels ahead, or load them from the cache, so that no later call pays for it.
 
     Parameters
     ----------
     dtypes : str or iterable of {"float64", "float32"}
         The precisions to prepare.
+    families : str or iterable of {"sinkhorn", "quadratic", "stochastic", "recovery", "denoising"}
+        What to prepare: entropic transport; quadratic and sparsity-constrained transport, and projections on the
+        simplex; stochastic transport; sparse recovery; image denoising. Or "all" of them.
 
     Raises
     ------
     ValueError
-        If a dtype is none of the two.
+        If a dtype or a family is none of these.
 
     Examples
     --------
     >>> warmup(dtypes=())
+    >>> warmup("float64", families=())
     """
-    from ot_numba.kernels import cpu
+    from ot_numba.kernels.cpu.warming import FAMILIES
 
-    names = (dtypes,) if isinstance(dtypes, str) else dtypes
-    cpu.warmup(tuple(check_choice(name, "dtypes", _DTYPES) for name in names))
+    dtypes = [check_choice(name, "dtypes", _DTYPES) for name in ((dtypes,) if isinstance(dtypes, str) else dtypes)]
+    if families == "all":
+        families = FAMILIES
+    for name in (families,) if isinstance(families, str) else families:
+        compile_family = FAMILIES[check_choice(name, "families", tuple(FAMILIES))]
+        for dtype in dtypes:
+            compile_family(dtype)

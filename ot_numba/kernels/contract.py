@@ -72,11 +72,21 @@ arrays.
 name                what it returns
 ==================  ==========================================================================================
 product             nothing; ``out = A Z`` in place, where A may be the transpose of a C-contiguous array
-columns_of          what may serve `residual_gradient` as `columns` where Z is sparse, of the size of A; or None
+columns_of          what may serve as `columns` where Z is sparse, of the size of A; or None
 residual_gradient   nothing; ``R = A Z - Y`` and ``G = A' R`` in place, for A (m, n)
-proximal_step       ``sum (Z - W) (W - X)`` for ``W = prox(V)`` and the old X and Z; then, in place, `signs` (int8,
-                    if given) is the sign of W, that is of V where it passed, Z is ``W + momentum (W - X)`` and X
-                    is W. Without momentum X and Z may be the same array, and the sum is 0
+proximal_step       nothing; for ``W = prox(V)``, in place, `signs` (int8, if given) is the sign of W, that is of V
+                    where it passed, Z is ``W + momentum (W - X)`` and X is W. Without momentum X and Z may be the
+                    same array
+accelerated_step    nothing; the same with ``momentum = (theta - 1) / theta'`` of each signal, where ``theta' = (1 +
+                    sqrt(1 + 4 theta**2)) / 2``, and theta (B,), float64, becomes theta'. Where ``sum (Z - W) (W -
+                    X) > 0``, momentum is 0 and theta becomes 1. G may be overwritten
+steps               nothing; so many layers as `step` and `tau`, (T,) float64 arrays on the host, have entries, each
+                    with G at its Z: those of `accelerated_step` if theta is given, else of `proximal_step`, with
+                    `momentum` (T,), if given. Without either X and Z are the same array. R and G belong to X,
+                    on entry and again on exit
+lasso_values        float64 (2, B): of each signal the objective ``||R||**2 / 2 + reg sum |X|`` and the duality gap
+                    ``(1 + s**2) ||R||**2 / 2 + s sum R Y + reg sum |X|`` where s is reg / max |G|, at most 1; 0 if
+                    that is below 0
 masked_adjoint      ``(sum Q G, sum Q signs)`` for ``Q = P`` where signs != 0, else 0; P becomes Q in place
 keep_largest        nothing; X in place, all but the k largest absolute values of every column becoming 0; of
                     equal ones the first rows are kept, and NaN counts as infinite

@@ -12,7 +12,7 @@ from ..arrays.progress import progress_bar
 from ..arrays.validation import as_float_array, check_choice, check_int, check_real, common_dtype
 from ..arrays.warnings import ON_FAIL, report_failure
 from .iterative import Callback, fista
-from .objective import relative, signals
+from .objective import signals
 from .operators import checked_sparse, is_functions, is_sparse
 from .result import RecoveryProgress, RecoveryResult, RecoveryState
 
@@ -178,30 +178,27 @@ class _Signal:
         self.kernels, self.columns, self.y, self.x, self.reg = lasso, columns, y, x, reg
         self.squares, self.products = lasso.squares_and_products(columns, y)
         self.slack = np.zeros_like(self.squares)
-        self.r = y.copy()
-        self.energy, self.eps = _square_sum(y), float(np.finfo(y.dtype).eps)
+        self.r, self.seen = y.copy(), y.copy()
+        self.unit, self.eps = 0.5 * _square_sum(y) or 1.0, float(np.finfo(y.dtype).eps)
         self.n_iter = 0
         self.history: list[RecoveryProgress] = []
 
     def measure(self) -> None:
         """Residual, products, objective and gap of x."""
-        r, x, reg = self.y.copy(), self.x, self.reg
-        self.kernels.subtract_product(*self.columns, x, r)
-        moved = math.sqrt(_square_sum(r - self.seen)) if self.n_iter or x.any() else 0.0
+        moved = self.kernels.residual(*self.columns, self.y, self.x, self.r, self.seen)
         if moved:
-            self.kernels.update_products(self.columns, r, reg, moved, self.squares, self.products, self.slack)
-        self.r, self.seen = r, r.copy()
-        share = reg / max(reg, float(np.abs(self.products).max()))
-        squares, norm = _square_sum(r), float(np.abs(x).sum(dtype=float))
-        cross = float(np.multiply(r, self.y, dtype=float).sum())
-        self.value = 0.5 * squares + reg * norm
-        self.excess = 0.5 * (1 + share**2) * squares - share * cross + reg * norm
-        self.gap = float(relative(np.asarray(self.excess), np.asarray(self.energy)))
+            self.kernels.update_products(
+                self.columns, self.r, self.reg, moved, self.squares, self.products, self.slack
+            )
+        top, squares, cross, norm, self.support = self.kernels.statistics(self.x, self.y, self.r, self.products)
+        share = self.reg / max(self.reg, top)
+        self.value = 0.5 * squares + self.reg * norm
+        self.excess = 0.5 * (1 + share**2) * squares - share * cross + self.reg * norm
+        self.gap = max(self.excess, 0.0) / self.unit
 
     def solve(self, tol: float, max_iter: int, callback: Callback) -> None:
         """Iterate; `status` says how it ended."""
         self.x[self.squares == 0] = 0
-        self.seen = self.y
         size, best, lowest, since = math.ceil(FIRST * len(self.y)), math.inf, math.inf, 0
         while True:
             self.measure()
@@ -217,8 +214,8 @@ class _Signal:
             if self.gap <= tol or self.n_iter >= max_iter or since >= STALL:
                 self.status = "converged" if self.gap <= tol else "floor" if since >= STALL else "max_iter"
                 return
-            size = max(size, 2 * np.count_nonzero(self.x))
-            target = max(INNER * self.excess, LEAST * tol * 0.5 * self.energy)
+            size = max(size, 2 * self.support)
+            target = max(INNER * self.excess, LEAST * tol * self.unit)
             if since:  # rounding, or a working set that was too small
                 size, target = 2 * size, 0.0
             self._descend(self._most_promising(size), target, max_iter)
@@ -244,11 +241,12 @@ class _Signal:
                     self.x[places], self.r[:] = before
 
     def _most_promising(self, size: int) -> np.ndarray:
-        """Columns of nonzeros, and those of the largest products; in order, which memory likes."""
+        """Columns of nonzeros, and those of the largest products, and as large ones; in order, which memory likes."""
         if size >= len(self.x):
             return np.arange(len(self.x))
-        order = np.where(self.x != 0, -np.inf, -np.abs(self.products))
-        return np.sort(np.argpartition(order, size - 1)[:size])
+        keys = np.abs(self.products)
+        keys[self.x != 0] = np.inf
+        return np.flatnonzero(keys >= np.partition(keys, -size)[-size])
 
 
 def _square_sum(v: np.ndarray) -> float:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.namespaces import read_floats
+from ..arrays.namespaces import to_numpy
 from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL, report_failure
 from ..kernels.contract import HARD, SOFT
-from .objective import column_sums, l1_statistics, signals
+from .objective import column_sums, gap_units, signals
 from .operators import Operator, make_operator
 from .result import RecoveryProgress, RecoveryResult, RecoveryState
 
@@ -93,10 +93,12 @@ def ista(
     Notes
     -----
     An iteration takes a product with A and one with its transpose (2 m n B multiplications), a check the time of an
-    elementwise pass. Of a NumPy array the first product takes time by the nonzeros of x where few are. Memory beyond
-    the input: O((m + n) B), and a transposed copy of a NumPy array. On CuPy arrays an iteration is two products by
-    cuBLAS, a subtraction and one kernel, and the host waits at the checks only. `fista` needs far fewer iterations,
-    `lasso` is faster where the columns of A can be read.
+    elementwise pass. Of a NumPy array only those columns are taken whose entry of x is not 0 or may become so before
+    the next check, which the gradient at the last one bounds; where these are many, products are those of BLAS, of all
+    such signals together. A signal that has reached `tol` stays as it is. Memory beyond the input: O((m + n) B), and a
+    transposed copy of a NumPy array. On CuPy arrays an iteration is two products by cuBLAS, a subtraction and one
+    kernel, and the host waits at the checks only. `fista` needs far fewer iterations, `lasso` is faster where the
+    columns of A can be read.
 
     References
     ----------
@@ -142,8 +144,8 @@ def fista(
         z_{t+1} = x_{t+1} + \tfrac{\theta_t - 1}{\theta_{t+1}} (x_{t+1} - x_t), \qquad
         \theta_{t+1} = \tfrac12 \big(1 + \sqrt{1 + 4 \theta_t^2}\big)
 
-    With `restart` the momentum starts anew whenever :math:`\langle z_t - x_{t+1}, x_{t+1} - x_t\rangle > 0`, all
-    signals together.
+    With `restart` the momentum of a signal starts anew whenever :math:`\langle z_t - x_{t+1}, x_{t+1} - x_t\rangle >
+    0`.
 
     Parameters
     ----------
@@ -171,8 +173,8 @@ def fista(
 
     Notes
     -----
-    As `ista`, with an array (n, B) more, and checks that take the time of an iteration. On CuPy arrays the host waits
-    in each iteration for the number that `restart` looks at.
+    As `ista`, with an array (n, B) more, and checks that take the time of an iteration. On CuPy arrays `restart` takes
+    three kernels, not one; what it looks at stays on the device.
 
     References
     ----------
@@ -317,72 +319,113 @@ def start(operator: Operator, init: Any, count: int) -> Array:
 
 
 class _Run:
-    """The iterates X, the points Z at which gradients G are taken, and what is known of them."""
+    """All `signals`, with their `value`, `gap` and `residual`; and those that are still at work, its columns `here`."""
 
     def __init__(
         self, operator: Operator, Y: Array, X: Array, method: str, reg: float | None, k: int | None, step: float,
         restart: bool,
     ) -> None:  # fmt: skip
-        self.operator, self.Y, self.X, self.method = operator, Y, X, method
-        self.reg, self.k, self.step, self.restart = reg, k, step, restart
-        self.Z = operator.xp.asarray(X, copy=True) if method == "fista" else X
-        self.R, self.G = operator.empty(*Y.shape), operator.empty(*X.shape)
-        self.theta = 1.0
+        self.operator, self.method, self.signals, self.measurements = operator, method, X, Y
+        self.reg, self.k, self.step = reg, k, step
+        self.kind = HARD if method == "iht" else SOFT
+        self.tau = 0.0 if k is not None else math.sqrt(2 * reg * step) if method == "iht" else step * reg
+        self.numbers = np.empty(0), np.empty(0)  # steps and thresholds of the iterations between two checks
+        self.theta: Any = 1.0
+        if restart:
+            self.theta = self._array(np.ones(Y.shape[1]))
+        self.units = gap_units(operator.xp, Y)
+        self.value, self.gap, self.residual = (np.full(Y.shape[1], math.nan) for _ in range(3))
         self.n_iter = 0
         self.history: list[RecoveryProgress] = []
-        self.at_x = False  # whether R and G belong to X
-        self.best: tuple[float, Array] = (math.inf, X)
         self.least = (math.inf, 0)  # residual, and when it was met
+        self._work_on(X, np.arange(Y.shape[1]))
+        self.best: tuple[float, Array, np.ndarray] = (math.inf, X, self.here)
 
-    def _products(self, Z: Array) -> None:
+    def _array(self, values: np.ndarray) -> Array:
+        """Numbers of the host beside the data."""
+        operator = self.operator
+        return operator.xp.asarray(values, **({} if operator.device == "cpu" else {"device": operator.device}))
+
+    def _take(self, V: Array, columns: np.ndarray) -> Array:
+        return self.operator.xp.take(V, self._array(columns), axis=V.ndim - 1)
+
+    def _work_on(self, X: Array, here: np.ndarray) -> None:
+        """Go on from X, signals number `here`."""
+        Y = self.measurements
+        self.here, self.X = here, X
+        self.Y = Y if len(here) == Y.shape[1] else self._take(Y, here)
+        self.Z = self.operator.xp.asarray(X, copy=True) if self.method == "fista" else X
+        self.R, self.G = self.operator.empty(*self.Y.shape), self.operator.empty(*X.shape)
         with np.errstate(over="ignore", invalid="ignore"):  # of diverging iterates
-            self.operator.residual_gradient(Z, self.Y, self.R, self.G)
+            self.operator.residual_gradient(X, self.Y, self.R, self.G)
 
-    def advance(self) -> None:
-        """One iteration."""
-        if not self.at_x:
-            self._products(self.Z)
-        self.at_x = False
-        kernels, step = self.operator.kernels, self.step
+    def _rest(self, tol: float) -> None:
+        """Leave signals that have reached the tolerance as they are."""
+        going = ~(self.residual <= tol)[self.here]
+        if going.all():
+            return
+        self.collect()
+        keep = np.flatnonzero(going)
+        plain = self.Z is self.X
+        self.X, self.Y, self.R, self.G = (self._take(V, keep) for V in (self.X, self.Y, self.R, self.G))
+        self.Z = self.X if plain else self._take(self.Z, keep)
+        if not isinstance(self.theta, float):
+            self.theta = self._take(self.theta, keep)
+        self.here = self.here[keep]
+
+    def collect(self) -> Array:
+        """All signals (n, B), as they are now."""
+        if self.X is not self.signals:
+            xp, count = self.operator.xp, len(self.value)
+            places, at_work = np.zeros(count, np.int64), np.zeros(count, bool)
+            places[self.here], at_work[self.here] = np.arange(len(self.here)), True
+            self.signals[...] = xp.where(self._array(at_work), self._take(self.X, places), self.signals)
+        return self.signals
+
+    def advance(self, count: int) -> None:
+        """So many iterations."""
+        operator, step = self.operator, self.step
         with np.errstate(over="ignore", invalid="ignore"):
             if self.k is not None:
-                self.X -= step * self.G
-                kernels.keep_largest(self.X, self.k)
-            elif self.method == "iht":
-                kernels.proximal_step(HARD, step, math.sqrt(2 * self.reg * step), 0.0, self.X, self.Z, self.G)
+                for _ in range(count):
+                    self.X -= step * self.G
+                    operator.kernels.keep_largest(self.X, self.k)
+                    operator.residual_gradient(self.X, self.Y, self.R, self.G)
             else:
-                following = 0.5 * (1 + math.sqrt(1 + 4 * self.theta**2))
-                momentum = (self.theta - 1) / following if self.method == "fista" else 0.0
-                product = kernels.proximal_step(SOFT, step, step * self.reg, momentum, self.X, self.Z, self.G)
-                self.theta = following
-                if self.restart and momentum and read_floats([product])[0] > 0:
-                    self.theta = 1.0
-                    self.Z[...] = self.X
-        self.n_iter += 1
+                momentum = theta = None
+                if self.method == "fista" and isinstance(self.theta, float):
+                    momentum = np.array([self._next_momentum() for _ in range(count)])
+                elif self.method == "fista":
+                    theta = self.theta
+                if len(self.numbers[0]) != count:
+                    self.numbers = np.full(count, step), np.full(count, self.tau)
+                operator.steps(self.kind, *self.numbers, self.Y, self.X, self.Z, self.R, self.G, momentum, theta)
+        self.n_iter += count
 
-    def measure(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Objective, gap and residual of every column of X, float64."""
-        if not self.at_x:
-            self._products(self.X)
-        self.at_x = self.Z is self.X
+    def _next_momentum(self) -> float:
+        before, self.theta = self.theta, 0.5 * (1 + math.sqrt(1 + 4 * self.theta**2))
+        return (before - 1) / self.theta
+
+    def measure(self) -> None:
+        """Objective, gap and residual of the signals at work."""
         xp, X = self.operator.xp, self.X
         with np.errstate(over="ignore", invalid="ignore"):
+            penalty = 0.0 if self.method == "iht" else self.reg
+            value, gap = to_numpy(self.operator.kernels.lasso_values(penalty, X, self.Y, self.R, self.G))
             if self.method != "iht":
-                value, gap = l1_statistics(self.operator, self.Y, X, self.R, self.G, self.reg)
-                return value, gap, gap
-            value = 0.5 * column_sums(xp, xp.astype(self.R, xp.float64) ** 2)
-            if self.k is None:
-                value = value + self.reg * column_sums(xp, xp.astype(X != 0, xp.float64))
+                gap /= self.units[self.here]
+                self.value[self.here], self.gap[self.here], self.residual[self.here] = value, gap, gap
+                return
             following = xp.asarray(X, copy=True)
             if self.k is None:
-                tau = math.sqrt(2 * self.reg * self.step)
-                self.operator.kernels.proximal_step(HARD, self.step, tau, 0.0, following, following, self.G)
+                value = value + self.reg * column_sums(xp, xp.astype(X != 0, xp.float64))
+                self.operator.kernels.proximal_step(HARD, self.step, self.tau, 0.0, following, following, self.G)
             else:
                 following -= self.step * self.G
                 self.operator.kernels.keep_largest(following, self.k)
             moved, size = (column_sums(xp, xp.astype(v, xp.float64) ** 2) for v in (following - X, X))
-            change = np.sqrt(moved / np.where(size > 0, size, 1.0))
-        return value, np.full_like(value, math.nan), change
+            self.value[self.here] = value
+            self.residual[self.here] = np.sqrt(moved / np.where(size > 0, size, 1.0))
 
     def iterate(self, tol: float, max_iter: int, check_every: int, callback: Callback, progress: bool) -> str:
         """Iterate until something stops it; returns what."""
@@ -390,18 +433,18 @@ class _Run:
         limit = None
         try:
             while True:
-                value, _, residual = self.measure()
-                total, worst = float(value.mean()), float(residual.max())
+                self.measure()
+                total, worst = float(self.value.sum()) / len(self.value), float(self.residual.max())
                 if limit is None:
-                    limit = GROWTH * max(total, 0.5 * float(column_sums(self.operator.xp, self.Y**2).mean()))
+                    limit = GROWTH * max(total, float(self.units.mean()))
                 if not total <= limit:
                     return "diverged"
                 self.history.append(RecoveryProgress(self.n_iter, total, worst))
                 if total <= self.best[0]:
-                    self.best = total, self.operator.xp.asarray(self.X, copy=True)
+                    self.best = total, self.operator.xp.asarray(self.X, copy=True), self.here
                 if callback is not None:
                     try:
-                        callback(RecoveryState(self.n_iter, total, worst, self.X))
+                        callback(RecoveryState(self.n_iter, total, worst, self.collect()))
                     except StopIteration:
                         return "stopped"
                 if worst <= tol:
@@ -410,9 +453,9 @@ class _Run:
                     return "floor"
                 if self.n_iter >= max_iter:
                     return "max_iter"
+                self._rest(tol)
                 count = min(check_every, max_iter - self.n_iter)
-                for _ in range(count):
-                    self.advance()
+                self.advance(count)
                 if bar is not None:
                     bar.update(count)
         finally:
@@ -428,14 +471,14 @@ class _Run:
     def report(self, status: str, tol: float, squeeze: bool) -> RecoveryResult:
         """The result; everything in it belongs to the x that is returned."""
         if status == "diverged":
-            self.X, self.at_x = self.best[1], False
-        value, gap, residual = self.measure()
-        worst = float(residual.max())
+            self._work_on(*self.best[1:])
+            self.measure()
+        x, worst = self.collect(), float(self.residual.max())
         converged = worst <= tol
         return RecoveryResult(
-            x=self.X[:, 0] if squeeze else self.X,
-            value=float(value[0]) if squeeze else value,
-            gap=float(gap[0]) if squeeze else gap,
+            x=x[:, 0] if squeeze else x,
+            value=float(self.value[0]) if squeeze else self.value,
+            gap=float(self.gap[0]) if squeeze else self.gap,
             residual=worst,
             n_iter=self.n_iter,
             converged=converged and status != "diverged",

@@ -8,29 +8,15 @@ import numpy as np
 
 from ..arrays.namespaces import device_of, to_numpy
 from ..arrays.validation import as_float_array, check_real
-from .operators import Operator, make_operator
+from .operators import make_operator
 
 Array = Any
 
 
-def l1_statistics(operator: Operator, Y: Array, X: Array, R: Array, G: Array, reg: float) -> tuple[np.ndarray, ...]:
-    """Objective and relative duality gap of every column, float64, where ``R = A X - Y`` and ``G = A' R``."""
-    xp = operator.xp
-
-    def sums(U: Array, V: Array) -> np.ndarray:
-        return column_sums(xp, xp.astype(U, xp.float64) * xp.astype(V, xp.float64))
-
-    squares, energy = sums(R, R), sums(Y, Y)
-    norms = column_sums(xp, xp.abs(X))
-    top = to_numpy(xp.max(xp.abs(G), axis=0)).astype(float)
-    share = reg / np.maximum(reg, top) if reg else np.zeros_like(top)
-    gap = 0.5 * (1 + share**2) * squares + share * sums(R, Y) + reg * norms
-    return 0.5 * squares + reg * norms, relative(gap, energy)
-
-
-def relative(gap: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Gaps as parts of the objective at 0, which is half the energy of y; rounding makes none negative."""
-    return np.maximum(gap, 0) / np.where(energy > 0, 0.5 * energy, 1.0)
+def gap_units(xp: Any, Y: Array) -> np.ndarray:
+    """What gaps are divided by: the objective at 0 of every column, half the energy of Y; 1 where that is 0."""
+    energy = column_sums(xp, xp.astype(Y, xp.float64) ** 2)
+    return np.where(energy > 0, 0.5 * energy, 1.0)
 
 
 def column_sums(xp: Any, X: Array) -> np.ndarray:
@@ -91,7 +77,7 @@ def lasso_gap(A: Any, y: Any, x: Any, *, reg: float) -> Any:
     R, G = operator.empty(*Y.shape), operator.empty(operator.shape[1], Y.shape[1])
     X = signals(x, "x", G, operator.xp)
     operator.residual_gradient(X, Y, R, G)
-    gaps = l1_statistics(operator, Y, X, R, G, reg)[1]
+    gaps = to_numpy(operator.kernels.lasso_values(reg, X, Y, R, G))[1] / gap_units(operator.xp, Y)
     return float(gaps[0]) if squeeze else gaps
 
 

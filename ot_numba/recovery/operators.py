@@ -11,10 +11,13 @@ import numpy as np
 from ..arrays.namespaces import array_namespace, device_of, namespace_of, read_floats
 from ..arrays.validation import as_float_array, common_dtype
 from ..kernels import kernels_for
+from ..kernels.generic.thresholding import repeat_steps
 
 Array = Any
 SPARSE = ("scipy.sparse", "cupyx.scipy.sparse")
 LANCZOS_STEPS = 60  #: products with A' A, at most, that the estimate of its norm takes
+LANCZOS_CHECK = 5  #: products between two looks at the estimate
+LANCZOS_DOUBT = 3e-3  #: part of the estimate by which it may be too large
 
 
 class Operator:
@@ -39,6 +42,17 @@ class Operator:
         R[...] = self.forward(Z) - Y
         G[...] = self.adjoint(R)
 
+    def steps(
+        self, kind: int, step: np.ndarray, tau: np.ndarray, Y: Array, X: Array, Z: Array, R: Array, G: Array,
+        momentum: np.ndarray | None = None, theta: Array | None = None,
+    ) -> None:  # fmt: skip
+        """The kernel `steps`: layers of X and Z in place, from R and G of the old X to those of the new one."""
+        repeat_steps(
+            lambda V: self.residual_gradient(V, Y, R, G), self.kernels.proximal_step, self.kernels.accelerated_step,
+            kind, step, tau, X, Z, G, momentum, theta,
+        )  # fmt: skip
+        self.residual_gradient(X, Y, R, G)
+
     def expect_sparse(self) -> None:
         """Prepare for many gradients at sparse points."""
 
@@ -60,13 +74,15 @@ class Operator:
             (alpha,) = read_floats([xp.sum(w * v, dtype=xp.float64)])
             w = w - alpha * v - beta * before
             diagonal.append(alpha)
-            values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(offs, 1) + np.diag(offs, -1))
             (square,) = read_floats([xp.sum(w * w, dtype=xp.float64)])
             beta = math.sqrt(square)
-            doubt = beta * abs(vectors[-1, -1])
-            if not doubt > 1e-4 * values[-1]:
-                break
             offs.append(beta)
+            last = len(diagonal) == min(n, LANCZOS_STEPS) or not beta > 0
+            if last or len(diagonal) % LANCZOS_CHECK == 0:
+                values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(offs[:-1], 1) + np.diag(offs[:-1], -1))
+                doubt = beta * abs(vectors[-1, -1])
+                if last or not doubt > LANCZOS_DOUBT * values[-1]:
+                    break
             before, v = v, w / beta
         return float(values[-1] + doubt)
 
@@ -91,6 +107,13 @@ class DenseOperator(Operator):
         """``R = A Z - Y`` and ``G = A' R`` in place."""
         self.kernels.residual_gradient(self.A, Z, Y, R, G, self.columns)
 
+    def steps(
+        self, kind: int, step: np.ndarray, tau: np.ndarray, Y: Array, X: Array, Z: Array, R: Array, G: Array,
+        momentum: np.ndarray | None = None, theta: Array | None = None,
+    ) -> None:  # fmt: skip
+        """The kernel `steps`."""
+        self.kernels.steps(kind, step, tau, self.A, Y, X, Z, R, G, momentum, theta, self.columns)
+
     def expect_sparse(self) -> None:
         """Prepare for many gradients at sparse points."""
         self.columns = self.kernels.columns_of(self.A)
@@ -99,7 +122,7 @@ class DenseOperator(Operator):
 class SparseOperator(DenseOperator):
     """A sparse matrix or array of SciPy or CuPy, in CSC form."""
 
-    residual_gradient, expect_sparse = Operator.residual_gradient, Operator.expect_sparse
+    residual_gradient, steps, expect_sparse = Operator.residual_gradient, Operator.steps, Operator.expect_sparse
 
     def __init__(self, A: Any, y: Array) -> None:
         super().__init__(A, y)

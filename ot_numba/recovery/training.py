@@ -301,7 +301,7 @@ class _Training:
             raise ValueError("free_thresholds needs reg > 0, where the thresholds start: got reg=0")
         first, self.draw = self._source(data, held_out)
         self.operator, Y, _ = make_operator(A, first[0])
-        self.normal = Normal(self.operator, self.n_layers)
+        self.normal = Normal(self.operator, 2 * self.n_layers * self.batch_size)
         norm = self.operator.squared_norm()
         self.scale = 1 / norm if norm > 0 else 1.0
         self.init_step = self.scale if init_step is None else check_real(init_step, "init_step", **positive)
@@ -413,8 +413,7 @@ class _Training:
         layers.measure(Y)
         X, schedule = self.operator.empty(self.operator.shape[1], Y.shape[1]), self._schedule(u, count)
         with np.errstate(over="ignore", invalid="ignore"):  # of steps that are far too long
-            for _ in layers.run(schedule, X):
-                pass
+            layers.forward(schedule, X)
             return layers.loss(schedule, X, self.loss, x_true)[0]
 
     # ---- the stages

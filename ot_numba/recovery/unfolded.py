@@ -18,6 +18,7 @@ Array = Any
 PROX = {"soft": SOFT, "hard": HARD}
 LOSSES = ("objective", "mse")
 MODES = ("reverse", "forward")
+SPARSE_FROM = 100  #: products for which it pays to prepare for sparse ones
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def unfolded_forward(
 
     Notes
     -----
-    Where A is an array and n < 2 m, a layer is a product with :math:`A^\top A` (n^2 B multiplications, n^2 numbers),
-    else products with A and its transpose (2 m n B). Memory beyond that: O((m + n) B).
+    A layer takes products with A and its transpose (2 m n B multiplications). Where A is an array, n < 2 m, and there
+    are so many layers and signals that it pays to form :math:`A^\top A`, it is a product with that (n^2 B
+    multiplications, n^2 numbers). Memory beyond that: O((m + n) B).
 
     References
     ----------
@@ -140,8 +142,7 @@ def unfolded_forward(
     """
     schedule = make_schedule(steps, reg, prox, thresholds, momentum, n_layers)
     layers, X, squeeze = make_layers(A, y, init, len(schedule.steps))
-    for _ in layers.run(schedule, X):
-        pass
+    layers.forward(schedule, X)
     return X[:, 0] if squeeze else X
 
 
@@ -331,20 +332,20 @@ def make_layers(A: Any, y: Any, init: Any, n_layers: int) -> tuple[Layers, Array
     X = operator.empty(operator.shape[1], Y.shape[1])
     if init is not None:
         X[...] = signals(init, "init", X, operator.xp)
-    layers = Layers(Normal(operator, n_layers), Y.shape[1])
+    layers = Layers(Normal(operator, n_layers * Y.shape[1]), Y.shape[1])
     layers.measure(Y)
     return layers, X, squeeze
 
 
 class Normal:
-    """Products with ``A' A``, by a stored Gram matrix where that is cheaper."""
+    """Products with ``A' A``, of so many vectors, by a stored Gram matrix where that is cheaper."""
 
     def __init__(self, operator: Operator, uses: int) -> None:
         self.operator = operator
         m, n = operator.shape
         dense = isinstance(operator, DenseOperator) and not isinstance(operator, SparseOperator)
-        self.gram = operator.A.T @ operator.A if dense and n < 2 * m and uses > 1 else None
-        if self.gram is None and uses > 3:
+        self.gram = operator.A.T @ operator.A if dense and uses * (2 * m - n) > m * n else None
+        if self.gram is None and uses > SPARSE_FROM:
             operator.expect_sparse()
 
     def apply(self, Q: Array, out: Array) -> Array:
@@ -389,6 +390,20 @@ class Layers:
         for _ in range(count - len(self.gradients)):
             self.gradients.append(self.xp.zeros_like(self.Z))
             self.signs.append(self.xp.zeros_like(self.Z, dtype=self.xp.int8))
+
+    def forward(self, schedule: Schedule, X: Array) -> None:
+        """All layers, X (n, B) in place; those of one signal in one call, which spares it the overhead of many."""
+        if X.shape[1] > 1 or self.normal.gram is not None:
+            for _ in self.run(schedule, X):
+                pass
+            return
+        if schedule.momentum is not None:
+            self.Z[...] = X
+        numbers = np.array([schedule.layer(t) for t in range(len(schedule.steps))]).reshape(-1, 3).T
+        step, tau, momentum = np.ascontiguousarray(numbers)
+        Z, momentum = (X, None) if schedule.momentum is None else (self.Z, momentum)
+        self.operator.residual_gradient(X, self.Y, self.R, self.work)
+        self.operator.steps(schedule.kind, step, tau, self.Y, X, Z, self.R, self.work, momentum)
 
     def run(self, schedule: Schedule, X: Array, keep: bool = False) -> Any:
         """Layer after layer, X (n, B) in place; yields their numbers."""

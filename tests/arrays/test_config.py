@@ -1,5 +1,7 @@
 import re
+import subprocess
 import sys
+import textwrap
 import types
 
 import numpy as np
@@ -7,8 +9,7 @@ import pytest
 
 import ot_numba
 from ot_numba.arrays import config
-from ot_numba.kernels import cpu
-from ot_numba.kernels.cpu import jit
+from ot_numba.kernels.cpu import jit, warming
 
 
 @pytest.fixture
@@ -129,21 +130,70 @@ def test_threads_refused(n, error):
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "passed"),
+    ("options", "compiled"),
     [
-        ((), ("float64", "float32")),
-        (("float32",), ("float32",)),
-        ((["float64"],), ("float64",)),
+        ({}, ["sinkhorn float64", "sinkhorn float32"]),
+        ({"dtypes": "float32"}, ["sinkhorn float32"]),
+        ({"dtypes": ["float64"], "families": ("recovery", "sinkhorn")}, ["recovery float64", "sinkhorn float64"]),
+        ({"dtypes": "float64", "families": "all"}, [f"{name} float64" for name in warming.FAMILIES]),
+        ({"dtypes": "float64", "families": ()}, []),
     ],
 )
-def test_warmup_passes_the_dtypes_on(monkeypatch, dtypes, passed):
+def test_warmup_compiles_what_it_is_asked_to(monkeypatch, options, compiled):
     calls = []
-    monkeypatch.setattr(cpu, "warmup", calls.append, raising=False)
-    ot_numba.warmup(*dtypes)
-    assert calls == [passed]
+    for name in warming.FAMILIES:
+        monkeypatch.setitem(warming.FAMILIES, name, lambda dtype, name=name: calls.append(f"{name} {dtype}"))
+    ot_numba.warmup(**options)
+    assert calls == compiled
 
 
 @pytest.mark.parametrize("dtypes", ["float16", ["float64", "int64"], [np.float64]])
 def test_warmup_refuses(dtypes):
     with pytest.raises(ValueError, match="dtypes must be one of 'float64', 'float32'"):
         ot_numba.warmup(dtypes)
+    with pytest.raises(ValueError, match=r"families must be one of 'sinkhorn', .* got 'lasso'"):
+        ot_numba.warmup((), families="lasso")
+
+
+def test_after_warmup_solvers_compile_nothing():
+    code = """
+        import sys, warnings
+        import numpy as np, scipy.sparse
+        from numba.core.dispatcher import Dispatcher
+        import ot_numba
+
+        warnings.simplefilter("ignore")
+        ot_numba.warmup("float64", "all")
+
+        def compiled():
+            modules = [m for name, m in sys.modules.items() if name.startswith("ot_numba.kernels.cpu")]
+            found = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
+            return {(f.py_func.__name__, str(s)) for f in found for s in f.signatures}
+
+        before = compiled()
+        assert len(before) > 50
+        rng = np.random.default_rng(0)
+        x, y = rng.random((9, 2)), rng.random((8, 2))
+        C = ((x[:, None] - y) ** 2).sum(axis=-1)
+        for cost in (C, ot_numba.PointCloud(x, y)):
+            ot_numba.sinkhorn(cost, reg=0.1)
+            ot_numba.quadratic_ot(cost, reg=0.1)
+            ot_numba.sparsity_constrained_ot(cost, reg=0.1, k=2)
+            for method in ("asgd", "sag"):
+                ot_numba.semidual_stochastic(cost, reg=0.1, method=method, max_iter=9)
+        ot_numba.project_simplex_topk(C, k=3), ot_numba.ksupport_norm_sq(C, k=3)
+        for Y in (C[:, 0], C[:, :3]):
+            for A in (C, np.asfortranarray(C), scipy.sparse.csc_array(C)):
+                for solver in (ot_numba.ista, ot_numba.fista, ot_numba.iht, ot_numba.lasso):
+                    solver(A, Y, reg=0.01)
+            ot_numba.unfolded_value_and_grad(C, Y, np.full(3, 0.1), reg=0.1)
+            ot_numba.unfolded_forward(C, Y, np.full(3, 0.1), reg=0.1)
+        ot_numba.denoise_tv(C, weight=0.1, smoothing=0.1)
+        ot_numba.denoise_foe(C, rng.random((2, 3, 3)), weight=0.1, smoothing=0.1)
+        print(*sorted(compiled() - before), sep="\\n")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""

@@ -427,7 +427,9 @@ def check_layers(thresholding, n, size, dtype):
     for index, special in enumerate((False, True)):
         with configure(seed=index):
             thresholding.check_layer("cuda", n, size, dtype, index, special)
+            thresholding.check_accelerated_layer("cuda", n, size, dtype, index, special)
             thresholding.check_adjoint("cuda", n, size, dtype, index, special)
+            thresholding.check_values("cuda", n // 2 + 1, n, size, dtype, index, special)
 
 
 def check_columns(thresholding, n, size, dtype):
@@ -440,6 +442,8 @@ def check_columns(thresholding, n, size, dtype):
 @pytest.mark.parametrize(("n", "size"), SIGNALS)
 def test_thresholding_sizes(thresholding, dtype, n, size):
     thresholding.check_products("cuda", 5, n, size, dtype)
+    thresholding.check_steps("cuda", 5, n, size, dtype)
+    thresholding.check_values("cuda", n, 3, size, dtype)
     check_layers(thresholding, n, size, dtype)
     check_columns(thresholding, n, size, dtype)
 
@@ -457,6 +461,8 @@ def test_thresholding_of_long_columns(thresholding, n):
     """In one block and in several, with places of three digits; and more partial sums than threads add up."""
     with configure(checked=False):
         thresholding.check_adjoint("cuda", 2 * n, 1, "float64")
+        thresholding.check_accelerated_layer("cuda", 4 * n, 1, "float32")
+        thresholding.check_values("cuda", n, 4 * n, 1, "float32")
         for kind, k in (("normal", 1000), ("equal", n - 5)):
             thresholding.check_largest("cuda", n, 1, k, "float32", kind)
 
@@ -464,6 +470,9 @@ def test_thresholding_of_long_columns(thresholding, n):
 def test_thresholding_of_nothing(thresholding):
     for n, size in ((0, 3), (3, 0)):
         thresholding.check_layer("cuda", n, size, "float64")
+        thresholding.check_accelerated_layer("cuda", n, size, "float64")
+        thresholding.check_steps("cuda", 2, n, size, "float64")
+        thresholding.check_values("cuda", 2, n, size, "float64")
         thresholding.check_largest("cuda", n, size, 1, "float64", "normal")
         kernels, asarray = thresholding.BACKENDS["cuda"]
         P, signs = asarray(np.zeros((n, size))), asarray(np.zeros((n, size), np.int8))
@@ -481,11 +490,14 @@ def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small
         make_small(monkeypatch)
     for schedule in SCHEDULES:
         with configure(**schedule):
-            x, z, p, kept = map(asarray, (X, Z, X, X))
-            numbers = [kernels.proximal_step(contract.SOFT, 0.3, 0.4, 0.7, x, z, asarray(G))]
-            numbers += kernels.masked_adjoint(p, asarray(signs), asarray(G))
+            x, z, p, kept, u, v = map(asarray, (X, Z, X, X, X, Z))
+            theta = asarray(np.linspace(1, 9, 7))
+            kernels.proximal_step(contract.SOFT, 0.3, 0.4, 0.7, x, z, asarray(G))
+            kernels.accelerated_step(contract.SOFT, 0.3, 0.4, theta, u, v, asarray(G))
+            numbers = kernels.masked_adjoint(p, asarray(signs), asarray(G))
+            values = kernels.lasso_values(0.4, u, z, x, v)
             kernels.keep_largest(kept, 100)
-        results.append([v.get() for v in (x, z, p, kept, *numbers)])
+        results.append([v.get() for v in (x, z, p, kept, u, v, theta, values, *numbers)])
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(first, second)
@@ -494,29 +506,42 @@ def test_thresholding_bits_do_not_depend_on_the_order(thresholding, dtype, small
 @on_the_emulated_device
 @each_dtype
 def test_thresholding_goes_once_through_its_arrays(thresholding, dtype):
-    """One launch, and another where partial sums are joined; no wait, no memory of the size of an array."""
+    """In each launch, and those that join partial sums are small; no wait, no memory of the size of an array."""
     kernels, asarray = thresholding.BACKENDS["cuda"]
-    X, Z, G, P = (asarray(np.ones((120, 50), dtype)) for _ in range(4))
-    points, gradients = (asarray(np.ones((50, 50), dtype)) for _ in range(2))
-    signs = asarray(np.ones(X.shape, np.int8))
-    size, few = X.nbytes, 1000
+    X, Z, G, P = (asarray(np.ones((330, 50), dtype)) for _ in range(4))
+    points, gradients, Y, R = (asarray(np.ones((50, 50), dtype)) for _ in range(4))
+    signs, theta = asarray(np.ones(X.shape, np.int8)), asarray(np.ones(50))
+    size, measured = X.nbytes, R.nbytes
     read, written, both, signs_read = (size, 0), (0, signs.nbytes), (size, size), (signs.nbytes, 0)
     step = contract.SOFT, 0.5, 0.1
     for call, names, expected in (
-        (lambda: kernels.proximal_step(*step, 0.0, X, X, G), ["proximal_step"], [both, read]),
+        (lambda: kernels.proximal_step(*step, 0.0, X, X, G), ["proximal_step"], [[both, read]]),
+        (lambda: kernels.proximal_step(*step, 0.0, X, Z, G), ["proximal_step"], [[(0, size), both, read]]),
+        (lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs), ["proximal_step"], [[both, both, read, written]]),
         (
-            lambda: kernels.proximal_step(*step, 0.5, X, Z, G, signs),
-            ["proximal_step", "sum_partials"],
-            [both, both, read, written],
+            lambda: kernels.accelerated_step(*step, theta, X, Z, G),
+            ["restart_products", "update_momenta", "accelerated_step"],
+            [[read] * 3, [], [both, both, read]],
         ),
-        (lambda: kernels.masked_adjoint(P, signs, G), ["masked_adjoint", "sum_partials"], [both, signs_read, read]),
+        (
+            lambda: kernels.lasso_values(0.5, X, Y, R, G),
+            ["lasso_sums", "lasso_values"],
+            [[read, (measured, 0), (measured, 0), read], []],
+        ),
+        (
+            lambda: kernels.masked_adjoint(P, signs, G),
+            ["masked_adjoint", "sum_partials"],
+            [[both, signs_read, read], []],
+        ),
     ):
         with counted() as counts:
             call()
         assert (counts.syncs, counts.to_host, counts.to_device) == (0, 0, 0)
-        assert counts.peak < few
-        assert [launch.name for launch in counts.launches] == [f"{names[0]}_{dtype}", *names[1:]]
-        assert [(t.read, t.written) for t in counts.launches[0].traffic if t.size > few] == expected
+        assert counts.peak < size / 3
+        assert [launch.name.removesuffix(f"_{dtype}") for launch in counts.launches] == names
+        for launch, wanted in zip(counts.launches, expected, strict=True):
+            arrays = [t for t in launch.traffic if t.size in (size, signs.nbytes, measured)]
+            assert [(t.read, t.written) for t in arrays] == wanted
     for call, launches in (
         (lambda: kernels.keep_largest(X, 20), [f"keep_largest_{dtype}"]),
         (lambda: kernels.residual_gradient(P, points, G, Z, gradients), []),
@@ -768,10 +793,11 @@ def _quick_checks(cupy, family):
         yield functools.partial(topk_checks.test_reference_relaxation, "cuda")
     if family == "thresholding":
         thresholding_checks.BACKENDS["cuda"] = (module, cupy.asarray)
-        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17)):
+        for n, size in ((33, 17), (129, 8), (1100, 1), (333, 17), (9, 70)):
             yield functools.partial(check_layers, thresholding_checks, n, size, "float64")
             yield functools.partial(check_columns, thresholding_checks, n, size, "float64")
-        yield functools.partial(thresholding_checks.check_adjoint, "cuda", 300_000, 1, "float64")
+        for check in (thresholding_checks.check_adjoint, thresholding_checks.check_accelerated_layer):
+            yield functools.partial(check, "cuda", 300_000, 1, "float64")
     if family in ("tv", "foe"):
         stencil_checks.BACKENDS["cuda"] = (importlib.import_module("ot_numba.kernels.cuda.stencils"), cupy.asarray)
         yield functools.partial({"tv": check_tv, "foe": check_foe}[family], stencil_checks, "float64")

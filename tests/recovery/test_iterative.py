@@ -482,6 +482,34 @@ def test_same_bits_on_any_number_of_threads(name):
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("solver", [ista, fista])
+@pytest.mark.parametrize("library", [np, array_api_strict])
+def test_signals_that_have_converged_stay_as_they_are(solver, library):
+    A, y = problem(size=5)
+    y[:, 3] = 0
+    path, options = [], {"reg": 0.1, "tol": 1e-7, "max_iter": 50_000}
+    result = solver(*map(library.asarray, (A, y)), callback=lambda state: path.append(np.array(state.x)), **options)
+    arrived = np.array([lasso_gap(A, y, x, reg=0.1) <= 1e-7 for x in path])
+    first = arrived.argmax(axis=0)
+    assert first[3] == 0
+    assert len(set(first)) >= 4
+    assert arrived[-1].all()
+    for b in range(5):
+        for x in (*path[first[b] :], np.asarray(result.x)):
+            np.testing.assert_array_equal(x[:, b], path[first[b]][:, b])
+    np.testing.assert_allclose(result.value, objective(A, y, np.asarray(result.x), 0.1), rtol=1e-12)
+    np.testing.assert_allclose(result.gap, lasso_gap(A, y, np.asarray(result.x), reg=0.1), atol=1e-14)
+
+
+def test_signals_at_rest_survive_the_divergence_of_others():
+    A, y = problem(size=3)
+    y[:, 1] = 0
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        result = ista(A, y, reg=1e-3, step=2.5 / np.linalg.norm(A, 2) ** 2, max_iter=5000)
+    assert (result.x[:, 1] == 0).all()
+    np.testing.assert_allclose(result.value, objective(A, y, result.x, 1e-3), rtol=1e-12)
+
+
 def test_wrong_products_are_named():
     with pytest.raises(ValueError, match=r"A @ x must have shape \(3, 1\), got \(2, 1\)"):
         ista((lambda v: v[:2], lambda u: np.ones(4)), np.ones(3), reg=0.1)

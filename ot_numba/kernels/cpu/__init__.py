@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
-from ..contract import DENSE, DOT, HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS, POWER, CostData
+from ..contract import DENSE, HISTOGRAM_BINS_PER_BIT, HISTOGRAM_BITS, CostData
 from . import distances, plans
 from .exponents import ROWS
 from .threads import run_blocks
@@ -305,33 +304,3 @@ def row_kth_exponent(cost: CostData, F: np.ndarray, G: np.ndarray, k: int) -> np
 
     run_blocks(task, count, n * m)
     return out
-
-
-def warmup(dtypes: Iterable[str] = ("float64", "float32")) -> None:
-    """Compile, or load from the cache, every kernel for the given dtypes."""
-    from . import tiles
-
-    for dtype in dtypes:
-        x = np.zeros((8, 2), dtype)
-        w = np.full(8, 0.125, dtype)
-        points = CostData(DOT, x, np.ascontiguousarray(x.T), 1.0)
-        pairwise_cost(POWER, x, points.y)
-        for cost in (points, CostData(DENSE, np.zeros((8, 8), dtype), x, 1.0)):
-            F, G = np.log2(w), np.zeros(8, dtype)
-            _, column = sinkhorn_rows(cost, F, G, w, F.copy())
-            K = plan(cost, F, G)
-            plan(cost, F, G, dtype="float32")
-            plan_pair(cost, F, G, w.astype(float), w.astype(float))
-            row_logsumexp(cost, G[None])
-            column_logsumexp(cost, F)
-            products(cost, F, G, x, x)
-            mass_histogram(cost, F, G)
-            csr_plan(cost, F, G, row_kth_exponent(cost, F, G, 1))
-        sinkhorn_columns(column, w, G, G.copy())
-        _, column = absorbed_rows(K, np.ones(8, dtype), np.ones(8, dtype), w)
-        absorbed_columns(column, np.ones(8, dtype), w)
-        absorbed_pair(K, w, w)
-        active = tiles.active_tiles(points, F, G, F + tiles.row_peaks(points, G), G)
-        tiles.sinkhorn_rows(points, active, F, G, w, F.copy())
-        tiles.plan_pair(points, active, F, G, w.astype(float), w)
-        tiles.stored_square(tiles.store_tiles(points, active, F, G), active, 8, w.astype("float32"))

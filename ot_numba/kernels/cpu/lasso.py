@@ -11,6 +11,7 @@ import numpy as np
 
 from .jit import helper, kernel
 from .threads import run_blocks
+from .thresholding import copy
 
 MEMORY = 5  #: differences of iterates that the extrapolation combines
 RIDGE = 1e-11  #: added to the matrix of Newton's method, as a part of the largest diagonal entry
@@ -181,7 +182,7 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
             _descend(values, indices, indptr, active, size, squares, reg, x, r)
             for k in range(size):
                 iterates[q, k] = x[active[k]]
-            residuals[q] = r
+            copy(r, residuals[q])
             if q:
                 for i in range(m):
                     steps[q - 1, i] = residuals[q, i] - residuals[q - 1, i]
@@ -193,7 +194,7 @@ def coordinate_descent(values, indices, indptr, y, working, squares, reg, x, r, 
             if not 0.5 * _square_sum(r) + reg * _norm(active, size, x) < before:
                 for k in range(size):
                     x[active[k]] = iterates[K, k]
-                r[:] = residuals[K]
+                copy(residuals[K], r)
 
 
 @kernel
@@ -263,11 +264,32 @@ def _products(values, indices, indptr, r, reg, moved, squares, lo, hi, products,
 
 
 @kernel
-def subtract_product(values, indices, indptr, x, r):
-    """``r -= A x`` in place, over the nonzeros of x."""
+def residual(values, indices, indptr, y, x, r, seen):
+    """``r = y - A x`` in place, over the nonzeros of x; how far it is from `seen`, which becomes r."""
+    copy(y, r)
     for j in range(x.shape[0]):
         if x[j] != 0:
             _subtract(values, indices, indptr, j, x[j], r)
+    moved = 0.0
+    for i in range(r.shape[0]):
+        d = np.float64(r[i]) - np.float64(seen[i])
+        moved += d * d
+        seen[i] = r[i]
+    return np.sqrt(moved)
+
+
+@kernel
+def statistics(x, y, r, products):
+    """Largest size of a product, ``<r, r>``, ``<r, y>``, ``|x|_1`` and the number of nonzeros of x."""
+    top, squares, cross, norm, count = 0.0, 0.0, 0.0, 0.0, 0
+    for j in range(x.shape[0]):
+        top = max(top, np.float64(abs(products[j])))
+        norm += np.float64(abs(x[j]))
+        count += x[j] != 0
+    for i in range(r.shape[0]):
+        squares += np.float64(r[i]) * np.float64(r[i])
+        cross += np.float64(r[i]) * np.float64(y[i])
+    return top, squares, cross, norm, count
 
 
 def squares_and_products(columns: Columns, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
-// Elementwise passes of sparse recovery, each array read once and written once, and the k largest entries of columns;
-// see `contract`. Products with the matrix are those of cuBLAS.
+// Elementwise passes of sparse recovery, each array read once and written once (read twice where all of it decides how
+// it is written), sums of columns, and their k largest entries; see `contract`. Products with the matrix are those of
+// cuBLAS.
 //
 // The numbers of blocks depend on the sizes alone, partial sums are in double and added in the order of the threads, of
 // the warps and of the blocks, in a launch of their own: the bits are always the same. The k-th largest absolute value
@@ -8,8 +9,13 @@
 //
 // Roofline on an H100 (3.35 TB/s, 132 SMs at 1.755 GHz), from the counts alone and never measured; per entry, s bytes
 // each, for 10^7 entries in float32 (float64):
-//   proximal_step: 3 s bytes for X alone, 5 s where Z is another array, 1 for the signs, about 20 issue slots: bound by
-//     memory, 0.04 ms (0.07 ms), and 0.06 ms (0.12 ms). Below 10^6 entries the launch takes longer.
+//   proximal_step: 3 s bytes for X alone, 4 s where Z is another array, 5 s with momentum, 1 for the signs, about 20
+//     issue slots: bound by memory, 0.04 ms (0.07 ms), and 0.06 ms (0.12 ms). Below 10^6 entries the launch takes
+//     longer.
+//   accelerated_step: 8 s bytes in three launches, two of which evaluate the layer, so that nothing is stored between
+//     them, about 60 issue slots: bound by memory, 0.10 ms (0.19 ms).
+//   lasso_values: 2 s bytes for an entry of X, and as many for one of R, about 20 issue slots: bound by memory, 0.02 ms
+//     (0.05 ms), and as long for 10^7 of R.
 //   masked_adjoint: 3 s + 1 bytes, about 20 issue slots: bound by memory, 0.04 ms (0.07 ms).
 //   keep_largest: s bytes in each of 5 passes (float64: 9), more where entries are equal, and s bytes for what becomes
 //     0, from L2 where it holds X, about 40 issue slots each: bound by memory, 0.07 ms (0.24 ms), if there are columns
@@ -23,36 +29,32 @@ constexpr int THREADS = 256, MOST_THREADS = 1024, MOST_COLUMNS = 8, AT_ONCE = 4;
 
 // ---------------------------------------------------------------- layers
 
-// W = prox(Z - step G), with Z = X unless they are a pair; the signs, if any, are those of W.
+// prox(z - step g)
+template <typename T> __device__ __forceinline__ T layer(int soft, T step, T tau, T z, T g) {
+  const T v = fma(-step, g, z);
+  return fabs(v) <= tau ? (T)0 : !soft ? v : v > 0 ? v - tau : v + tau;  // a NaN passes
+}
+
+// With Z = X unless they are a pair; the signs, if any, are those of what it makes.
 template <typename T>
 __device__ __forceinline__ void proximal_step(int soft, T step, T tau, T momentum, T* X, T* Z, int pair, const T* G,
-                                              signed char* signs, int signing, i64 size, double* partial) {
-  __shared__ double scratch[32];
-  double product = 0;
+                                              signed char* signs, int signing, i64 size) {
   for (i64 i = blockIdx.x * (i64)THREADS + threadIdx.x; i < size; i += gridDim.x * (i64)THREADS) {
-    const T x = X[i], z = pair ? Z[i] : x;
-    const T v = fma(-step, G[i], z);
-    const T w = fabs(v) <= tau ? (T)0 : !soft ? v : v > 0 ? v - tau : v + tau;  // a NaN passes
+    const T z = pair ? Z[i] : X[i], x = momentum != 0 ? X[i] : (T)0;
+    const T w = layer(soft, step, tau, z, G[i]);
     if (signing) signs[i] = (w > 0) - (w < 0);
-    if (pair) {
-      product += (double)(z - w) * (double)(w - x);
-      Z[i] = momentum != 0 ? fma(momentum, w - x, w) : w;
-    }
+    if (pair) Z[i] = momentum != 0 ? fma(momentum, w - x, w) : w;
     X[i] = w;
-  }
-  if (pair) {
-    product = block_sum(product, scratch);
-    if (threadIdx.x == 0) partial[blockIdx.x] = product;
   }
 }
 
 #define PROXIMAL_STEP(T)                                                                                              \
   extern "C" __global__ void __launch_bounds__(THREADS, 8) proximal_step_##T(                                          \
       int soft, T step, T tau, T momentum, T *X, T *Z, int pair, const T *G, signed char *signs, int signing,          \
-      i64 size, double *partial) {                                                                                    \
-    proximal_step(soft, step, tau, momentum, X, Z, pair, G, signs, signing, size, partial);                            \
+      i64 size) {                                                                                                     \
+    proximal_step(soft, step, tau, momentum, X, Z, pair, G, signs, signing, size);                                     \
   }
-// resources: proximal_step registers <= 32, shared <= 256
+// resources: proximal_step registers <= 32, shared <= 0
 PROXIMAL_STEP(float32)
 PROXIMAL_STEP(float64)
 
@@ -93,6 +95,165 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_partials(const double*
   for (int b = threadIdx.x; b < count; b += THREADS) sum += partial[blockIdx.x * (i64)count + b];
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// ---------------------------------------------------------------- sums of every column
+
+// What a thread has of arrays (n, B): a column of the block's `width` side by side, a power of 2 up to 32, so that
+// neighbours in memory go to neighbours among the threads, for one column as for many; and every so many rows.
+struct Share {
+  int width;
+  i64 column, row;
+
+  __device__ __forceinline__ explicit Share(int width_)
+      : width(width_), column(blockIdx.x * (i64)width_ + threadIdx.x % width_), row(threadIdx.x / width_) {}
+  __device__ __forceinline__ int stride() const { return THREADS / width; }
+  // of the piece of n rows that a block has where gridDim.y do them together
+  __device__ __forceinline__ i64 rows(i64 n) const { return (n + gridDim.y - 1) / gridDim.y; }
+  __device__ __forceinline__ i64 first(i64 n) const { return blockIdx.y * rows(n) + row; }
+  __device__ __forceinline__ i64 end(i64 n) const { return smaller(n, (blockIdx.y + 1) * rows(n)); }
+};
+
+// The larger of two, a NaN if there is one.
+__device__ __forceinline__ double top_of(double a, double b) { return a >= b || a != a ? a : b; }
+
+// Sums of what the threads of each column have, to the thread of its row 0; the maximum of the last if TOP.
+template <bool TOP, int N> __device__ __forceinline__ void join_rows(double (&v)[N], int width) {
+  __shared__ double scratch[N][THREADS];
+  for (int half = THREADS / 2; half >= width; half /= 2) {  // a part of `scratch` for each
+    if (threadIdx.x / half == 1)
+#pragma unroll
+      for (int k = 0; k < N; ++k) scratch[k][threadIdx.x] = v[k];
+    __syncthreads();
+    if (threadIdx.x / half == 0)
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const double other = scratch[k][threadIdx.x + half];
+        v[k] = TOP && k == N - 1 ? top_of(v[k], other) : v[k] + other;
+      }
+  }
+}
+
+// The same of the pieces of rows, partial (N, pieces, B), by blocks that go through all of them.
+template <bool TOP, int N>
+__device__ __forceinline__ void join_pieces(const double* partial, int pieces, i64 B, const Share& share,
+                                            double (&v)[N]) {
+  for (i64 p = share.row; p < pieces && share.column < B; p += share.stride())
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const double other = partial[(k * (i64)pieces + p) * B + share.column];
+      v[k] = TOP && k == N - 1 ? top_of(v[k], other) : v[k] + other;
+    }
+  join_rows<TOP>(v, share.width);
+}
+
+// The product of every column that tells whether it restarts, by pieces of rows.
+template <typename T>
+__device__ __forceinline__ void restart_products(int soft, T step, T tau, const T* X, const T* Z, const T* G, i64 n,
+                                                 i64 B, int width, double* partial) {
+  const Share share(width);
+  double product[1] = {0};
+  if (share.column < B)
+    for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
+      const i64 e = i * B + share.column;
+      const T x = X[e], z = Z[e], w = layer(soft, step, tau, z, G[e]);
+      product[0] += (double)(z - w) * (double)(w - x);
+    }
+  join_rows<false>(product, width);
+  if (share.row == 0 && share.column < B) partial[blockIdx.y * B + share.column] = product[0];
+}
+
+#define RESTART_PRODUCTS(T)                                                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, 8) restart_products_##T(                                       \
+      int soft, T step, T tau, const T *X, const T *Z, const T *G, i64 n, i64 B, int width, double *partial) {        \
+    restart_products(soft, step, tau, X, Z, G, n, B, width, partial);                                                  \
+  }
+// resources: restart_products registers <= 32, shared <= 2048
+RESTART_PRODUCTS(float32)
+RESTART_PRODUCTS(float64)
+
+// Momentum of every column, and what theta becomes.
+// resources: update_momenta registers <= 32, shared <= 2048
+extern "C" __global__ void __launch_bounds__(THREADS)
+    update_momenta(const double* partial, int pieces, i64 B, int width, double* theta, double* momenta) {
+  const Share share(width);
+  double product[1] = {0};
+  join_pieces<false>(partial, pieces, B, share, product);
+  if (share.row == 0 && share.column < B) {
+    const bool restart = product[0] > 0;
+    const double before = theta[share.column], following = 0.5 * (1.0 + sqrt(1.0 + 4.0 * before * before));
+    momenta[share.column] = restart ? 0.0 : (before - 1.0) / following;
+    theta[share.column] = restart ? 1.0 : following;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void accelerated_step(int soft, T step, T tau, const double* momenta, T* X, T* Z,
+                                                 const T* G, i64 n, i64 B, int width) {
+  const Share share(width);
+  if (share.column >= B) return;
+  const T momentum = (T)momenta[share.column];
+  for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
+    const i64 e = i * B + share.column;
+    const T x = X[e], w = layer(soft, step, tau, Z[e], G[e]);
+    Z[e] = fma(momentum, w - x, w);
+    X[e] = w;
+  }
+}
+
+#define ACCELERATED_STEP(T)                                                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, 8) accelerated_step_##T(                                       \
+      int soft, T step, T tau, const double *momenta, T *X, T *Z, const T *G, i64 n, i64 B, int width) {              \
+    accelerated_step(soft, step, tau, momenta, X, Z, G, n, B, width);                                                  \
+  }
+// resources: accelerated_step registers <= 32, shared <= 0
+ACCELERATED_STEP(float32)
+ACCELERATED_STEP(float64)
+
+// Of every column sum R R, sum R Y, sum |X| and max |G|, by pieces of rows.
+template <typename T>
+__device__ __forceinline__ void lasso_sums(const T* X, const T* Y, const T* R, const T* G, i64 m, i64 n, i64 B,
+                                           int width, double* partial) {
+  const Share share(width);
+  double v[4] = {0, 0, 0, 0};
+  if (share.column < B) {
+    for (i64 i = share.first(m), end = share.end(m); i < end; i += share.stride()) {
+      const double r = R[i * B + share.column], y = Y[i * B + share.column];
+      v[0] += r * r;
+      v[1] += r * y;
+    }
+    for (i64 i = share.first(n), end = share.end(n); i < end; i += share.stride()) {
+      v[2] += fabs((double)X[i * B + share.column]);
+      v[3] = top_of(v[3], fabs((double)G[i * B + share.column]));
+    }
+  }
+  join_rows<true>(v, width);
+  if (share.row == 0 && share.column < B)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) partial[(k * (i64)gridDim.y + blockIdx.y) * B + share.column] = v[k];
+}
+
+#define LASSO_SUMS(T)                                                                                                 \
+  extern "C" __global__ void __launch_bounds__(THREADS, 6) lasso_sums_##T(                                             \
+      const T *X, const T *Y, const T *R, const T *G, i64 m, i64 n, i64 B, int width, double *partial) {              \
+    lasso_sums(X, Y, R, G, m, n, B, width, partial);                                                                  \
+  }
+// resources: lasso_sums registers <= 40, shared <= 8192
+LASSO_SUMS(float32)
+LASSO_SUMS(float64)
+
+// resources: lasso_values registers <= 40, shared <= 8192
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lasso_values(double reg, const double* partial, int pieces, i64 B, int width, double* out) {
+  const Share share(width);
+  double v[4] = {0, 0, 0, 0};
+  join_pieces<true>(partial, pieces, B, share, v);
+  if (share.row == 0 && share.column < B) {
+    const double scale = v[3] > reg ? reg / v[3] : 1.0;
+    const double gap = 0.5 * (1.0 + scale * scale) * v[0] + scale * v[1] + reg * v[2];
+    out[share.column] = 0.5 * v[0] + reg * v[2];
+    out[B + share.column] = gap < 0 ? 0.0 : gap;
+  }
 }
 
 // ---------------------------------------------------------------- the k largest of every column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -17,13 +18,19 @@ def product(A: Array, Z: Array, out: Array) -> None:
 
 
 def columns_of(A: Array) -> None:
-    """What serves `residual_gradient` where Z is sparse: nothing here."""
+    """What serves `residual_gradient` and `steps` where Z is sparse: nothing here."""
 
 
-def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array, columns: Array | None = None) -> None:
+def residual_gradient(A: Array, Z: Array, Y: Array, R: Array, G: Array, columns: Any = None) -> None:
     """``R = A Z - Y`` and ``G = A' R`` in place."""
     R[...] = A @ Z - Y
     G[...] = A.T @ R
+
+
+def _prox(kind: int, V: Array, tau: float) -> Array:
+    xp = array_namespace(V)
+    passing = V - tau * xp.sign(V) if kind == SOFT else V
+    return xp.where(xp.abs(V) <= tau, xp.zeros_like(V), passing)  # a NaN passes
 
 
 def proximal_step(
@@ -35,20 +42,83 @@ def proximal_step(
     Z: Array,
     G: Array,
     signs: Array | None = None,
-) -> Array:
-    """Layer of X and Z in place; the sign of what it has made, and the product that tells when to restart."""
+) -> None:
+    """Layer of X and Z in place, and the sign of what it has made."""
     xp = array_namespace(X)
-    V = Z - step * G
-    W = xp.where(xp.abs(V) <= tau, xp.zeros_like(V), V - tau * xp.sign(V) if kind == SOFT else V)  # a NaN passes
+    W = _prox(kind, Z - step * G, tau)
     if signs is not None:
         signs[...] = xp.astype(W > 0, xp.int8) - xp.astype(W < 0, xp.int8)
-    if X is Z:
-        product = xp.zeros((), dtype=xp.float64, device=device(X))
-    else:
-        product = xp.sum(xp.astype(Z - W, xp.float64) * xp.astype(W - X, xp.float64))
     Z[...] = W + momentum * (W - X) if momentum else W
     X[...] = W
-    return product
+
+
+def accelerated_step(kind: int, step: float, tau: float, theta: Array, X: Array, Z: Array, G: Array) -> None:
+    """The same with the momentum of FISTA for each signal, which restarts by itself; theta in place."""
+    xp = array_namespace(X)
+    W = _prox(kind, Z - step * G, tau)
+    moved, following = W - X, (1 + xp.sqrt(1 + 4 * theta**2)) / 2
+    products = xp.sum(xp.astype(Z - W, xp.float64) * xp.astype(moved, xp.float64), axis=0)
+    momentum = xp.where(products > 0, xp.zeros_like(theta), (theta - 1) / following)
+    theta[...] = xp.where(products > 0, xp.ones_like(theta), following)
+    Z[...] = W + xp.astype(momentum, X.dtype) * moved
+    X[...] = W
+
+
+def steps(
+    kind: int,
+    step: Array,
+    tau: Array,
+    A: Array,
+    Y: Array,
+    X: Array,
+    Z: Array,
+    R: Array,
+    G: Array,
+    momentum: Array | None = None,
+    theta: Array | None = None,
+    columns: Any = None,
+) -> None:
+    """Layers one after the other, X and Z in place, from R and G of the old X to those of the new one."""
+    repeat_steps(
+        lambda V: residual_gradient(A, V, Y, R, G), proximal_step, accelerated_step, kind, step, tau, X, Z, G, momentum,
+        theta,
+    )  # fmt: skip
+    residual_gradient(A, X, Y, R, G)
+
+
+def repeat_steps(
+    gradient: Callable[[Array], None],
+    proximal_step: Callable[..., None],
+    accelerated_step: Callable[..., None],
+    kind: int,
+    step: Array,
+    tau: Array,
+    X: Array,
+    Z: Array,
+    G: Array,
+    momentum: Array | None,
+    theta: Array | None,
+) -> None:
+    """The layers of `steps` by the kernels of any backend, and a function that evaluates the gradient at a point."""
+    for t in range(len(step)):
+        if t or Z is not X:
+            gradient(Z)
+        if theta is None:
+            proximal_step(kind, float(step[t]), float(tau[t]), 0.0 if momentum is None else float(momentum[t]), X, Z, G)
+        else:
+            accelerated_step(kind, float(step[t]), float(tau[t]), theta, X, Z, G)
+
+
+def lasso_values(reg: float, X: Array, Y: Array, R: Array, G: Array) -> Array:
+    """Objective and duality gap of the LASSO of every column; float64 (2, B)."""
+    xp = array_namespace(X)
+    wide = xp.astype(R, xp.float64)
+    norms = xp.sum(xp.abs(X), axis=0, dtype=xp.float64)
+    squares, cross = (xp.sum(wide * V, axis=0) for V in (wide, xp.astype(Y, xp.float64)))
+    top = xp.astype(xp.max(xp.abs(G), axis=0), xp.float64)
+    share = xp.where(top > reg, reg / xp.where(top > reg, top, xp.ones_like(top)), xp.ones_like(top))
+    gap = 0.5 * (1 + share**2) * squares + share * cross + reg * norms
+    return xp.stack([0.5 * squares + reg * norms, xp.where(gap < 0, xp.zeros_like(gap), gap)])
 
 
 def masked_adjoint(P: Array, signs: Array, G: Array) -> tuple[Array, Array]:
