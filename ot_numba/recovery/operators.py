@@ -61,6 +61,7 @@ class Operator:
         device = {} if self.device == "cpu" else {"device": self.device}
         return self.xp.zeros(shape, dtype=self.dtype, **device)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of numbers that are then refused
     def squared_norm(self) -> float:
         r"""Estimate of :math:`\|A\|_2^2` from above by Lanczos' method: the Ritz value and its residual."""
         xp, n = self.xp, self.shape[1]
@@ -74,8 +75,9 @@ class Operator:
             (alpha,) = read_floats([xp.sum(w * v, dtype=xp.float64)])
             w = w - alpha * v - beta * before
             diagonal.append(alpha)
-            (square,) = read_floats([xp.sum(w * w, dtype=xp.float64)])
-            beta = math.sqrt(square)
+            beta = self._norm(w)
+            if not math.isfinite(alpha + beta):
+                raise ValueError("A has entries whose squares, summed, overflow: rescale it")
             offs.append(beta)
             last = len(diagonal) == min(n, LANCZOS_STEPS) or not beta > 0
             if last or len(diagonal) % LANCZOS_CHECK == 0:
@@ -85,6 +87,14 @@ class Operator:
                     break
             before, v = v, w / beta
         return float(values[-1] + doubt)
+
+    def _norm(self, w: Array) -> float:
+        """Of a vector whose squares may overflow, or vanish."""
+        xp = self.xp
+        size = xp.max(xp.abs(w))
+        unit = w / xp.where(size > 0, size, xp.ones_like(size))
+        square, size = read_floats([xp.sum(unit * unit, dtype=xp.float64), size])
+        return size * math.sqrt(square)
 
 
 class DenseOperator(Operator):

@@ -527,7 +527,23 @@ def test_the_estimated_norm_is_an_upper_bound():
         exact = np.linalg.norm(A, 2) ** 2
         estimate = make_operator(A, y)[0].squared_norm()
         assert exact * (1 - 1e-9) <= estimate <= exact * (1 + 1e-2)
+        for scale in (1e-140, 1e140):
+            assert make_operator(scale * A, y)[0].squared_norm() == pytest.approx(estimate * scale**2, rel=1e-9)
     assert make_operator(np.zeros((3, 2)), np.ones(3))[0].squared_norm() == 0
+
+
+@pytest.mark.parametrize("solve", [ista, fista, lasso])
+def test_units_do_not_matter(solve):
+    A, y = problem(20, 40)
+    reg = 0.1 * float(np.abs(A.T @ y).max())
+    expected = solve(A, y, reg=reg).x
+    for scale in (1e-140, 1e140):
+        np.testing.assert_allclose(solve(scale * A, scale * y, reg=scale**2 * reg).x, expected, rtol=1e-6)
+
+
+def test_matrices_that_overflow_are_refused():
+    with pytest.raises(ValueError, match="A has entries whose squares"):
+        ista(np.full((3, 4), 1e160), np.ones(3), reg=1.0)
 
 
 def test_no_warning_of_numpy_escapes():
