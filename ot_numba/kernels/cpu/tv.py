@@ -396,5 +396,5 @@ def tv_steps(
         old, new = new, old
     for target, source in zip(given, old, strict=True):
         if target is not source:
-            target[...] = source
+            run_blocks(lambda lo, hi, to=target, rows=source: np.copyto(to[lo:hi], rows[lo:hi]), n_rows, x.nbytes / 4)
     return taken, norm
