@@ -23,6 +23,7 @@ Array = Any
 SOLVERS = ("auto", "agd", "gd", "lbfgs", "newton-cg")
 LINEAR = ("cg", "minres", "pcg")
 POWER_STEPS = 10  #: of an estimate of the norm of J
+LOOSE = 1e4  #: factor by which the bound of an error may exceed it: at the rounding floor no more can be had
 MAX_TIGHTENINGS = 10  #: of a tolerance, until the problem's own bound of the error is small enough
 
 
@@ -630,8 +631,8 @@ def finish(
         f"{found.bound:.1e}, tol={tol:g}, after {history[-1].n_iter} steps, {run.n_gradients} gradients and "
         f"{run.n_products} products"
     )
-    # the floor is all that can be had, and a callback's wish is no failure
-    if not converged and status not in ("floor", "stopped"):
+    attained = status == "floor" and found.norm <= tol and found.bound <= LOOSE * tol
+    if not (converged or attained or status == "stopped"):
         report_failure(f"{name} {message}; {ADVICE[status]}", on_fail)
     return BilevelResult(
         theta, at.x, found.q, float(run.problem.upper(at.x, theta)), found.z, found.norm, found.bound, run.certified,

@@ -105,7 +105,7 @@ def maid(
         Show a progress bar.
     on_fail : {"warn", "raise", "ignore"}
         What to do if `tol` is not reached. The status ``"floor"`` (accuracies at the limit of rounding) is not
-        reported.
+        reported if the norm reached it and the bound, which is loose, is at most 1e4 times as large.
 
     Returns
     -------

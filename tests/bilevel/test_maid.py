@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 import ot_numba
-from ot_numba.bilevel import elastic_net, hoag, hypergradient, logistic_ridge, maid, quadratic, tv_denoising
+from ot_numba.bilevel import (
+    elastic_net,
+    entropic_ot_reg,
+    hoag,
+    hypergradient,
+    logistic_ridge,
+    maid,
+    quadratic,
+    tv_denoising,
+)
 
 
 def random_quadratic(rng, n=30, N=6, p=4):
@@ -209,6 +218,9 @@ def test_stops_and_reports():
         result = maid(tv_denoising(image, image), [5.0, -12.0], max_gradients=500)
     assert result.status == "budget"
     assert result.n_gradients <= 520
+    cost = np.random.default_rng(0).random((5, 5))
+    with pytest.warns(ot_numba.ConvergenceWarning, match="what rounding allows"):  # says next to nothing there
+        assert maid(entropic_ot_reg(cost), [np.log(1e-6)], max_iter=5).status == "floor"
     with pytest.raises(ot_numba.ConvergenceError):
         maid(problem, np.ones(4), max_iter=0, on_fail="raise")
     seen = []
