@@ -4,13 +4,7 @@ from .check import ProblemReport, check_problem
 from .denoising import DenoisingResult
 from .entropic import EntropicOTReg, entropic_ot_reg
 from .foe import FoEDenoising, denoise_foe, foe_denoising
-from .hypergradient import (
-    BilevelProgress,
-    BilevelResult,
-    Hypergradient,
-    hypergradient,
-    hypergradient_error_bound,
-)
+from .hypergradient import Hypergradient, hypergradient, hypergradient_error_bound
 from .lvhba import (
     ConstrainedProblem,
     LVHBAProgress,
@@ -23,6 +17,7 @@ from .maid import hoag, maid
 from .problem import BilevelProblem, NotStronglyConvexError
 from .problems import ElasticNet, LogisticRidge, Quadratic, elastic_net, logistic_ridge, quadratic
 from .projections import project_affine, project_hyperplane, project_svm_margin
+from .result import BilevelProgress, BilevelResult
 from .svm import SVMHyperparameters, svm_hyperparameters
 from .tv import TVDenoising, denoise_tv, tv_denoising
 

@@ -8,8 +8,9 @@ from typing import Any
 from ..arrays.progress import progress_bar
 from ..arrays.validation import check_choice, check_int, check_real
 from ..arrays.warnings import ON_FAIL
-from .hypergradient import BilevelProgress, BilevelResult, Callback, Run, Solved, finish, make_run
+from .hypergradient import Run, Solved, make_run
 from .problem import BilevelProblem, upper_smoothness
+from .result import BilevelProgress, BilevelResult, Callback, finish
 
 Array = Any
 FLOOR = 1e-14  #: smallest accuracy that is asked for

@@ -121,6 +121,7 @@ foe_jacobian_t      ``<q, d grad / d .>`` for log weights (K,), log nus (K,) and
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from array_api_compat import device
@@ -140,6 +141,11 @@ SIDE = 16
 #: Exponent range of `mass_histogram`: bins of 1/4 bit from 2**-HISTOGRAM_BITS to 2**0, lower entries in bin 0.
 HISTOGRAM_BITS = 256
 HISTOGRAM_BINS_PER_BIT = 4
+
+
+def least_smoothing(info: Any) -> float:
+    """Least nu of `stencils` whose square is a normal number, from the ``finfo`` of the dtype."""
+    return 1.01 * math.sqrt(float(info.smallest_normal))
 
 
 class CostData(NamedTuple):

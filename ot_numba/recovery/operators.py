@@ -51,7 +51,6 @@ class Operator:
             lambda V: self.residual_gradient(V, Y, R, G), self.kernels.proximal_step, self.kernels.accelerated_step,
             kind, step, tau, X, Z, G, momentum, theta,
         )  # fmt: skip
-        self.residual_gradient(X, Y, R, G)
 
     def expect_sparse(self) -> None:
         """Prepare for many gradients at sparse points."""

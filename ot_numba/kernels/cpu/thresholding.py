@@ -481,7 +481,6 @@ def steps(
             lambda V: residual_gradient(A, V, Y, R, G), proximal_step, accelerated_step, kind, step, tau, X, Z, G,
             momentum, theta,
         )  # fmt: skip
-        residual_gradient(A, X, Y, R, G)
         return
     columns = columns_of(A) if columns is None else columns
     size, plain = X.shape[1], Z is X

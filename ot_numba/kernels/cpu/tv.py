@@ -13,6 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from ..contract import least_smoothing
 from .jit import helper, kernel
 from .threads import run_blocks
 
@@ -280,7 +281,7 @@ def _rows(image: np.ndarray) -> np.ndarray:
 
 def positive(nu: float | np.ndarray, like: np.ndarray) -> float | np.ndarray:
     """Smoothing whose square is a normal number."""
-    return np.maximum(nu, 1.01 * math.sqrt(np.finfo(like.dtype).smallest_normal))
+    return np.maximum(nu, least_smoothing(np.finfo(like.dtype)))
 
 
 def _weights(w: float | np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..contract import least_smoothing
 from ..generic import stencils as reference
 from .loader import launch
-from .tv import positive
 
 Array = Any
 REGIONS = (32, 64), (16, 64), (8, 64), (8, 256)  #: rows and columns of responses that a block may hold
@@ -65,7 +65,8 @@ class _Experts:
         self.region = _best((batch, height, width), x, filters, parts, whole)
         if self.region is not None:
             shape = map(np.int32, (height, width, *self.region[:2]))
-            filters = filters, *map(np.int32, (count, kh, kw)), weights, nus, np.float64(positive(0.0, x.dtype))
+            least = np.float64(least_smoothing(np.finfo(x.dtype)))
+            filters = filters, *map(np.int32, (count, kh, kw)), weights, nus, least
             self.arguments = x, *shape, *filters
 
     def launch(self, name: str, blocks: Any, *rest: Any) -> None:

@@ -110,7 +110,6 @@ def steps(
         lambda V: residual_gradient(A, V, Y, R, G), proximal_step, accelerated_step, kind, step, tau, X, Z, G, momentum,
         theta,
     )  # fmt: skip
-    residual_gradient(A, X, Y, R, G)
 
 
 def lasso_values(reg: float, X: Array, Y: Array, R: Array, G: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contract import least_smoothing
 from .loader import launch
 
 Array = Any
@@ -17,11 +18,6 @@ ONE_BLOCK = 1 << 14  #: pixels up to which one block takes steps faster than lau
 LOOP_STEPS = 1024  #: of one launch, which other work on the device may have to wait for
 MOST_ROWS = 64  #: that a warp goes down at a time
 FEWEST, SHARE = 8, 4  #: the host looks after so many steps, and then after 1 / SHARE of those so far
-
-
-def positive(nu: float, dtype: Any) -> float:
-    """Smoothing whose square is a normal number."""
-    return max(float(nu), 1.01 * math.sqrt(float(np.finfo(dtype).smallest_normal)))
 
 
 class _Images:
@@ -37,7 +33,7 @@ class _Images:
         number, per_pixel = x.dtype.type, hasattr(w, "shape") and len(w.shape) == 2
         shape = np.int64(images), *map(np.int32, (height, width, strips, rows))
         weights = (w, np.int32(1), number(0)) if per_pixel else (x, np.int32(0), number(w))
-        nu = positive(nu, x.dtype)
+        nu = max(float(nu), least_smoothing(np.finfo(x.dtype)))
         self.arguments = *shape, *weights, number(nu * nu), np.int32(isotropic)
 
     def sums(self, name: str, x: Array, *rest: Any) -> list[float]:

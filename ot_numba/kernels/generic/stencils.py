@@ -7,6 +7,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from ..contract import least_smoothing
+
 Array = Any
 
 
@@ -35,7 +37,7 @@ def _adjoint(xp: Any, px: Array, py: Array) -> Array:
 
 def _positive(xp: Any, nu: Any, like: Array) -> float:
     """Smoothing whose square is a normal number."""
-    return max(float(nu), 1.01 * math.sqrt(float(xp.finfo(like.dtype).smallest_normal)))
+    return max(float(nu), least_smoothing(xp.finfo(like.dtype)))
 
 
 def _sizes(xp: Any, dx: Array, dy: Array, nu: float, isotropic: bool) -> tuple[Array, Array]:

@@ -83,7 +83,6 @@ def steps(
         lambda V: residual_gradient(A, V, Y, R, G), proximal_step, accelerated_step, kind, step, tau, X, Z, G, momentum,
         theta,
     )  # fmt: skip
-    residual_gradient(A, X, Y, R, G)
 
 
 def repeat_steps(
@@ -99,7 +98,7 @@ def repeat_steps(
     momentum: Array | None,
     theta: Array | None,
 ) -> None:
-    """The layers of `steps` by the kernels of any backend, and a function that evaluates the gradient at a point."""
+    """What `steps` does, by the kernels of any backend and a function that evaluates R and G at a point."""
     for t in range(len(step)):
         if t or Z is not X:
             gradient(Z)
@@ -107,6 +106,7 @@ def repeat_steps(
             proximal_step(kind, float(step[t]), float(tau[t]), 0.0 if momentum is None else float(momentum[t]), X, Z, G)
         else:
             accelerated_step(kind, float(step[t]), float(tau[t]), theta, X, Z, G)
+    gradient(X)
 
 
 def lasso_values(reg: float, X: Array, Y: Array, R: Array, G: Array) -> Array:
